@@ -1,0 +1,294 @@
+"""Prune control: watches the validation accuracy of a model in training and prunes it.
+
+    model = masked(model)
+    control = PruneControl(model, requirement=0.99, optimizer=optimizer)
+    for iteration, batch in enumerate(batches, start=1):
+        training_step(model, optimizer, batch)
+        if iteration % 100 == 0 and control.update(iteration, validation_accuracy(model)).finished:
+            break
+    model = control.delivered()
+
+Phases: ``train`` until the start condition (the requirement met), ``recover`` after every
+pruning, ``done`` once a stop condition holds. What is delivered is the sparsest model that met
+the requirement.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pruning import saliency
+from pruning.masks import MaskedConv2d, masked_layers
+from pruning.schedule import Cubic, Ladder, Rising
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pruning method: a criterion, an allocation over layers and a schedule.
+
+    With ``rewind`` every round starts again from the dense model that first met the
+    requirement; without, it goes on from the last pruned one. ``convolution_pace`` is the pace
+    of convolutions against that of linear layers, where thresholds are per layer.
+    """
+
+    criterion: Callable
+    allocation: Callable
+    schedule: Rising | Ladder | Cubic
+    rewind: bool = False
+    convolution_pace: float = 1.0
+
+
+METHODS: Mapping[str, Method | None] = {
+    "unpruned": None,
+    # Convolutions lose accuracy sooner than fully connected layers (Han et al. 2015, figure 6).
+    "iterative": Method(saliency.magnitude, saliency.by_deviation, Rising(0.1), convolution_pace=0.5),
+    "gradual": Method(saliency.magnitude, saliency.across, Cubic(0.005)),
+    "oneshot": Method(saliency.magnitude, saliency.across, Ladder(0.7), rewind=True),
+    "random": Method(saliency.random, saliency.uniform, Ladder(0.8)),
+}
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the control saw and did at one evaluation.
+
+    ``density`` is the one that was evaluated. After a pruning, ``thresholds`` holds one
+    threshold per layer (in units of the criterion's scores; None where nothing was pruned) and
+    ``densities`` each layer's density after it. ``action`` says what was decided: ``wait``,
+    ``prune`` or the reason to stop.
+    """
+
+    iteration: int
+    phase: str
+    accuracy: float
+    density: float
+    action: str
+    densities: dict[str, float]
+    thresholds: dict[str, float] | None = None
+
+    @property
+    def met(self) -> bool:
+        """Whether pruning went on from here because the requirement was met."""
+        return self.thresholds is not None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the control has stopped."""
+        return self.action not in ("wait", "prune")
+
+
+class PruneControl:
+    """Decides when pruning starts, how far each layer is pruned, and when to stop.
+
+    ``model`` has masked layers. ``requirement`` is the validation accuracy to be met, in (0, 1).
+    Given the ``optimizer``, its momentum of pruned synapses is cleared, so that the stored
+    weights stay zero too; given an ``average`` of the model (a masked copy that is the one
+    evaluated), its masks follow and it is what is delivered. ``patience`` counts evaluations
+    without the requirement met until the control gives up, ``budget`` iterations in all,
+    ``ramp`` the iterations over which a schedule paced by iterations runs. ``paces`` sets the
+    pace of single layers (rounds of the schedule a round, by name).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        requirement: float,
+        method: Method | None = METHODS["iterative"],
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        average: nn.Module | None = None,
+        patience: int = 10,
+        budget: int | None = None,
+        ramp: int = 4000,
+        paces: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ):
+        if not 0 < requirement < 1:
+            raise ValueError(f"requirement must be an accuracy between 0 and 1, got {requirement}")
+        for name, value in (("patience", patience), ("ramp", ramp), ("budget", 1 if budget is None else budget)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.layers = masked_layers(model)
+        if not self.layers:
+            raise ValueError("the model has no masked layer: call masked(model) first")
+        unknown = set(paces or {}) - set(self.layers)
+        if unknown:
+            raise ValueError(f"no masked layer {sorted(unknown)}; the layers are {list(self.layers)}")
+        self.model, self.requirement, self.method = model, requirement, method
+        self.optimizer, self.average = optimizer, average
+        self.patience, self.budget, self.ramp, self.seed = patience, budget, ramp, seed
+
+        convolution_pace = method.convolution_pace if method else 1.0
+        self.paces = {
+            name: convolution_pace if isinstance(layer, MaskedConv2d) else 1.0
+            for name, layer in self.layers.items()
+        } | dict(paces or {})
+        self.phase = "train"
+        self.round = 0
+        self.progress = dict.fromkeys(self.layers, 0.0)
+        self.missed = 0
+        self.start: int | None = None
+        self.best: dict | None = None
+        self.origin: dict | None = None
+        self.events: list[Event] = []
+
+    @property
+    def finished(self) -> bool:
+        return self.phase == "done"
+
+    @property
+    def reached(self) -> bool:
+        """Whether any model met the requirement."""
+        return self.best is not None
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """By how much each layer's amount moves in the next round, in the schedule's units."""
+        if self.method is None or self.method.schedule.paced != "rounds":
+            return {}
+        amount = self.method.schedule.amount
+        return {name: amount(self.progress[name] + pace) - amount(self.progress[name]) for name, pace in self.paces.items()}
+
+    def update(self, iteration: int, accuracy: float) -> Event:
+        """Take the validation accuracy after ``iteration`` iterations; prune or stop where it is time."""
+        if self.finished:
+            raise RuntimeError("the control has stopped: take delivered()")
+        met = accuracy >= self.requirement
+        phase, density, thresholds = self.phase, self.density, None
+        if met:
+            self._keep(iteration, accuracy, density)
+            if self.start is None:
+                self.start = iteration
+        action = self._stop(iteration, met)
+        if action is None and self.start is not None:
+            if self.phase == "train":
+                self.phase = "recover"
+                self.origin = copy.deepcopy(self._snapshot())
+            if self.method.schedule.paced == "iterations":
+                thresholds = self._follow(iteration)
+            elif met:
+                thresholds = self._next_round()
+                action = None if thresholds else "nothing left to prune"
+        self.missed = 0 if met or self.start is None else self.missed + 1
+        action = action or ("prune" if thresholds else "wait")
+        if action not in ("wait", "prune"):
+            self.phase = "done"
+        event = Event(iteration, phase, accuracy, density, action, self.densities(), thresholds)
+        self.events.append(event)
+        return event
+
+    @property
+    def density(self) -> float:
+        """Significant synapses over all synapses of the model as it is now."""
+        layers = self.layers.values()
+        return sum(layer.significant for layer in layers) / sum(layer.synapses for layer in layers)
+
+    def densities(self) -> dict[str, float]:
+        """Density of each layer as it is now."""
+        return {name: layer.significant / layer.synapses for name, layer in self.layers.items()}
+
+    def delivered(self) -> nn.Module:
+        """A copy of the sparsest model that met the requirement; of the model as it is, where none did."""
+        model = copy.deepcopy(self.average if self.average is not None else self.model)
+        if self.best:
+            model.load_state_dict(self.best["model"])
+        return model
+
+    def state_dict(self) -> dict:
+        """All that the control needs to go on, as tensors and plain values."""
+        return {name: copy.deepcopy(getattr(self, name)) for name in self._STATE} | {
+            "events": [asdict(event) for event in self.events]
+        }
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Go on from ``state_dict()``; model, average and optimizer are restored by their owner."""
+        if state["requirement"] != self.requirement or set(state["progress"]) != set(self.layers):
+            raise ValueError("this state belongs to another requirement or model")
+        for name in self._STATE:
+            setattr(self, name, copy.deepcopy(state[name]))
+        self.events = [Event(**event) for event in state["events"]]
+
+    _STATE = ("requirement", "phase", "round", "progress", "paces", "missed", "start", "best", "origin")
+
+    def _stop(self, iteration: int, met: bool) -> str | None:
+        if met and self.method is None:
+            return "requirement met"
+        if not met and self.start is not None and self.missed + 1 >= self.patience:
+            return "not recovered"
+        if self.budget is not None and iteration >= self.budget:
+            return "budget spent"
+        ramped = self.method is not None and self.method.schedule.paced == "iterations" and self.start is not None
+        if ramped and met and iteration - self.start >= self.ramp:
+            return "ramp completed"
+        return None
+
+    def _next_round(self) -> dict[str, float] | None:
+        # A recovery that took over half of the patience asks for smaller steps.
+        if 2 * self.missed > self.patience:
+            self.paces = {name: pace / 2 for name, pace in self.paces.items()}
+        before, thresholds = self.density, None
+        while self.density == before:
+            if before * self.synapses <= len(self.layers):
+                return None
+            self.round += 1
+            self.progress = {name: done + self.paces[name] for name, done in self.progress.items()}
+            if self.method.rewind:
+                self._restore(self.origin)
+                before = 1.0
+            thresholds = self._prune()
+        return thresholds
+
+    def _follow(self, iteration: int) -> dict[str, float] | None:
+        if iteration == self.start or min(self.progress.values()) == 1:
+            return None
+        self.round += 1
+        self.progress = dict.fromkeys(self.layers, min((iteration - self.start) / self.ramp, 1.0))
+        return self._prune()
+
+    @property
+    def synapses(self) -> int:
+        """All prunable synapses of the model."""
+        return sum(layer.synapses for layer in self.layers.values())
+
+    @torch.no_grad()
+    def _prune(self) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.round)
+        scores = {name: self.method.criterion(layer, generator) for name, layer in self.layers.items()}
+        amounts = {name: self.method.schedule.amount(done) for name, done in self.progress.items()}
+        thresholds = self.method.allocation(self.layers, scores, amounts)
+        averages = masked_layers(self.average) if self.average is not None else {}
+        for name, layer in self.layers.items():
+            layer.prune(scores[name] > thresholds[name])
+            if name in averages:
+                averages[name].set_mask(layer.mask)
+            self._clear_momentum(layer)
+        return thresholds
+
+    def _clear_momentum(self, layer) -> None:
+        if self.optimizer is None:
+            return
+        for value in self.optimizer.state.get(layer.weight, {}).values():
+            if isinstance(value, Tensor) and value.shape == layer.mask.shape:
+                value.masked_fill_(~layer.mask, 0)
+
+    def _keep(self, iteration: int, accuracy: float, density: float) -> None:
+        if self.best is None or density < self.best["density"]:
+            model = self.average if self.average is not None else self.model
+            state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            self.best = {"iteration": iteration, "accuracy": accuracy, "density": density, "model": state}
+
+    def _snapshot(self) -> dict:
+        return {
+            name: part.state_dict()
+            for name in ("model", "average", "optimizer")
+            if (part := getattr(self, name)) is not None
+        }
+
+    def _restore(self, snapshot: Mapping) -> None:
+        for name, state in snapshot.items():
+            getattr(self, name).load_state_dict(copy.deepcopy(state))

@@ -1,0 +1,608 @@
+"""What the figures look like: records or their table in, a matplotlib figure out.
+
+    figure = significant_synapses(frame(found), titles(found))
+    save(figure, folder("report"), "figure-4-significant-synapses")
+
+A method has one colour, one marker and one hatch in every figure, so that it is found again
+without colour too. Points and bars are means over the seeds; error bars span from the smallest
+to the largest of them. The same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import os
+import textwrap
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from pruning.files import write_whole
+from pruning.networks import input_shape, layers
+from pruning.results import ROOT
+from pruning.study import BENCHMARKS
+
+INK, SOFT, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
+    "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10, "legend.fontsize": 9,
+    "xtick.labelsize": 9, "ytick.labelsize": 9, "axes.titlelocation": "left", "axes.titleweight": "bold",
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": SOFT, "xtick.color": INK, "ytick.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
+    "axes.axisbelow": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.8, "lines.linewidth": 1.6,
+    "legend.frameon": False, "figure.facecolor": "white", "hatch.linewidth": 0.9,
+    "svg.hashsalt": "synapse pruning", "svg.fonttype": "path", "pdf.fonttype": 42,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn and named."""
+
+    color: str
+    marker: str
+    hatch: str
+    label: str
+
+
+# Okabe and Ito (2008), safe for the colour-blind, in the order in which methods stand in legends.
+LOOKS = {
+    "unpruned": Look("#999999", "s", "", "unpruned"),
+    "iterative": Look("#0072b2", "o", "", "iterative (the report's)"),
+    "gradual": Look("#e69f00", "^", "///", "gradual"),
+    "oneshot": Look("#009e73", "D", "...", "one-shot"),
+    "random": Look("#cc79a7", "X", "xxx", "random"),
+}
+_SPARE_COLORS = ("#d55e00", "#56b4e9", "#8c6d31", "#7b5fb0", "#b3a100")
+_SPARE_MARKERS = ("v", "P", "<", ">", "p", "h", "*")
+_SPARE_HATCHES = ("\\\\\\", "+++", "ooo", "---", "|||", "OO", "**")
+
+# What the report says of its own networks: synapses left, by benchmark and requirement, and the
+# reductions over all of its benchmarks (smallest, largest, mean).
+REPORTED = {("mnist-2c", 0.99): 0.40}
+REPORTED_REDUCTIONS = (0.38, 0.79, 0.61)
+
+MEAN_AND_RANGE = "mean; error bars: smallest to largest of {n} seeds"
+
+
+def look(method: str) -> Look:
+    """The method's look; one that ``LOOKS`` does not name gets one that follows from its name alone."""
+    if method in LOOKS:
+        return LOOKS[method]
+    code = zlib.crc32(method.encode())
+    kind = code // len(_SPARE_COLORS) % len(_SPARE_MARKERS)
+    return Look(_SPARE_COLORS[code % len(_SPARE_COLORS)], _SPARE_MARKERS[kind], _SPARE_HATCHES[kind], method)
+
+
+def ordered(methods: Iterable[str]) -> list[str]:
+    """The methods once each: those of ``LOOKS`` in its order, then the others by name."""
+    found = set(methods)
+    return [method for method in LOOKS if method in found] + sorted(found - set(LOOKS))
+
+
+def title(benchmark: str, titles: Mapping[str, str]) -> str:
+    """A benchmark as figures name it: "CIFAR-10 (JPEG copy), 2 convolutions"."""
+    return f"{titles.get(benchmark, benchmark)}, {benchmark.rsplit('-', 1)[-1].removesuffix('c')} convolutions"
+
+
+def folder(study: str) -> Path:
+    """Where a study's figures lie: under ``PRUNING_FIGURES``, else ``figures``."""
+    return Path(os.environ.get("PRUNING_FIGURES") or ROOT / "figures") / study
+
+
+def style():
+    """A context in which matplotlib draws as all figures here do."""
+    return matplotlib.rc_context(STYLE)
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write ``name`` as PNG (200 dpi), SVG and PDF, the same bytes for the same figure; returns the paths."""
+    # No dates and no version numbers: the bytes follow from the records alone.
+    metadata = {
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
+    paths = []
+    for kind, blank in metadata.items():
+        path = Path(folder) / f"{name}.{kind}"
+        write_whole(path, _rendered(figure, kind, 200, blank))
+        paths.append(path)
+    return paths
+
+
+def png(figure: Figure, dpi: int = 110) -> bytes:
+    """The figure as PNG, for a notebook to show."""
+    return _rendered(figure, "png", dpi, {"Software": None})
+
+
+def _rendered(figure: Figure, kind: str, dpi: int, metadata: dict) -> bytes:
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    @functools.wraps(draw)
+    def drawn(*args, **kwargs) -> Figure:
+        with style():
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+# One run.
+
+
+@_styled
+def learning_curve(record: dict) -> Figure:
+    """Validation accuracy over iterations with the rounds of pruning marked, and the density below it."""
+    run, result, seen = record["run"], record["result"], record["trajectory"]
+    color = look(run["method"]).color
+    figure = Figure(figsize=(8.2, 5.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    rounds = [step["iteration"] for step in record["rounds"]]
+    for axes in (above, below):
+        for iteration in rounds:
+            axes.axvline(iteration, color=FAINT, linewidth=1, zorder=0.5)
+    requirement, start, end = run["requirement"], result["iterations_unpruned"], result["iterations"]
+    above.plot(seen["iteration"], seen["accuracy"], color=color, marker=".", markersize=4, label="validation accuracy")
+    above.axhline(requirement, color=INK, linestyle="--", linewidth=1.2, label=f"requirement: {_percent(requirement)}")
+    if start is not None:
+        reached = float(np.interp(start, seen["iteration"], seen["accuracy"]))
+        above.plot(start, reached, "o", color=INK, markerfacecolor="white", markersize=9, zorder=4,
+                   label=f"requirement first met (iteration {start:,})")
+        above.plot(end, result["validation_accuracy"], "*", color=INK, markersize=13, zorder=5,
+                   label=f"delivered (iteration {end:,}, density {_percent(result['density'])})")
+    if rounds:
+        above.plot([], [], "|", color="#b0b0b0", markersize=12, markeredgewidth=1.5, label=f"pruning ({len(rounds)} rounds shown)")
+    # What matters happens near the requirement: chance level and a collapse at the end are cut off.
+    after = [value for at, value in zip(seen["iteration"], seen["accuracy"]) if start is not None and at >= start]
+    worst = min(after, default=min(seen["accuracy"]))
+    bottom = max(0.0, requirement - 6 * (1 - requirement), min(worst, requirement - 2 * (1 - requirement)) - 0.01)
+    above.set_ylim(bottom, min(1.0, max(seen["accuracy"]) + 0.1 * (1 - bottom)))
+    decimals = 1 if 1 - bottom < 0.04 else 0
+    above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.{decimals}f} %"))
+    above.set_ylabel("validation accuracy")
+    figure.legend(loc="outside lower center", ncols=2)
+    above.set_title(_run_title(record))
+
+    # A density was in force from the evaluation before it up to the one that saw it.
+    below.step([0, *seen["iteration"]], [1.0, *seen["density"]], where="pre", color=color)
+    if start is not None:
+        below.plot(start, 1.0, "o", color=INK, markerfacecolor="white", markersize=9, zorder=4)
+        below.plot(end, result["density"], "*", color=INK, markersize=13, zorder=5)
+    _density_axis(below, min(seen["density"]))
+    below.set_ylabel("density\n(synapses left)")
+    below.set_xlabel("iterations (mini-batch updates)")
+    below.set_xlim(0, result["iterations_spent"] * 1.01)
+    _thousands(below.xaxis)
+    return figure
+
+
+@_styled
+def layer_densities(record: dict) -> Figure:
+    """Density of each layer over iterations, and the densities that were delivered."""
+    result, rounds = record["result"], record["rounds"]
+    figure = Figure(figsize=(8.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    parts = record["layers"]
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(parts)))
+    lowest = 1.0
+    for number, (part, color) in enumerate(zip(parts, colors)):
+        # A layer without synapses has no place on a logarithmic axis: half a synapse stands for none.
+        least = 0.5 / part["synapses"]
+        times = [0, *(step["iteration"] for step in rounds), result["iterations_spent"]]
+        values = [1.0, *(max(step["densities"][part["name"]], least) for step in rounds)]
+        values.append(values[-1])
+        lowest = min(lowest, *values)
+        final = part["significant"] / part["synapses"]
+        label = f"{part['name']}: {_percent(final)} of {part['synapses']:,}"
+        axes.step(times, values, where="post", color=color, linestyle=("-", "--", "-.", ":")[number % 4], label=label)
+        if result["reached"]:
+            axes.plot(result["iterations"], max(final, least), "*", color=color, markersize=11, markeredgecolor=INK, zorder=5)
+    if result["reached"]:
+        axes.axvline(result["iterations"], color=INK, linewidth=1, linestyle=":")
+    axes.plot([], [], "*", color="white", markeredgecolor=INK, markersize=11, label="delivered model")
+    _density_axis(axes, lowest)
+    axes.set_ylabel("density of the layer (synapses left)")
+    axes.set_xlabel("iterations (mini-batch updates)")
+    axes.set_xlim(0, result["iterations_spent"] * 1.01)
+    _thousands(axes.xaxis)
+    axes.set_title(_run_title(record))
+    figure.legend(loc="outside right center", title="layer: delivered density", alignment="left")
+    return figure
+
+
+@_styled
+def weight_histograms(record: dict) -> Figure:
+    """Weights of each layer before pruning and in the delivered model, pruned ones left out."""
+    parts, columns = record["histograms"], 3
+    rows = -(-len(parts) // columns)
+    figure = Figure(figsize=(9, 2.5 * rows + 0.9), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    color = look(record["run"]["method"]).color
+    for axes, (name, part) in zip(grid, parts.items()):
+        _outline(axes, part["before"], color="#9a9a9a", fill=True)
+        _outline(axes, part["after"], color=color, fill=False)
+        axes.set_yscale("log")
+        axes.set_ylim(0.1)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_title(name)
+        axes.set_xlabel("weight")
+    for axes in grid[::columns]:
+        axes.set_ylabel("weights per 0.01")
+    for axes in grid[len(parts):]:
+        axes.axis("off")
+    handles = [Patch(color="#9a9a9a", alpha=0.55), Line2D([], [], color=color)]
+    names = ["before pruning (requirement first met)", "delivered, synapses that are left"]
+    if len(parts) % columns:
+        grid[-1].legend(handles, names, loc="center")
+    else:
+        figure.legend(handles, names, ncols=2, loc="outside lower center")
+    figure.suptitle(_run_title(record), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    return figure
+
+
+def _outline(axes, histogram: dict, color: str, fill: bool) -> None:
+    edges = np.linspace(-histogram["limit"], histogram["limit"], len(histogram["counts"]) + 1)
+    # Before and after have bins of their own width: only counts per width compare.
+    heights = np.array(histogram["counts"]) / (edges[1] - edges[0]) * 0.01
+    axes.stairs(heights, edges, color=color, fill=fill, alpha=0.55 if fill else 1, linewidth=1.5)
+
+
+# Many runs.
+
+
+@_styled
+def significant_synapses(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """The report's figure 4: significant synapses per benchmark, requirement and method.
+
+    ``table`` as ``results.frame`` makes it. Every run is a small point; one that did not reach
+    its requirement keeps all synapses, is drawn hollow and counted in the strip above 100 %.
+    """
+    pruned = table[table["method"] != "unpruned"]
+    methods = ordered(pruned["method"])
+    figure, grid = _panels(pruned, titles, heights=(3.9,))
+    panels = [axes for (line,) in grid for axes in line]
+    lowest, missing = pruned["density"].min(), not pruned["reached"].all()
+    shown = []
+    for (benchmark, part), axes in zip(_by_benchmark(pruned), panels):
+        requirements = sorted(part["requirement"].unique())
+        if missing:
+            axes.axhspan(1.15, 2.6, color="#f0f0f0", linewidth=0)
+        axes.axhline(1, color=look("unpruned").color, linewidth=1.6)
+        for (requirement, method), runs in part.groupby(["requirement", "method"], sort=True):
+            place = requirements.index(requirement) + _offset(method, methods)
+            _points(axes, place, runs["density"], runs["reached"], look(method))
+            if missed := _missed(runs):
+                axes.text(place, 1.73, missed, ha="center", va="center", fontsize=8, rotation=90, fontweight="bold")
+        for number, requirement in enumerate(requirements):
+            if (value := REPORTED.get((benchmark, requirement))) is not None:
+                axes.plot([number - 0.46, number + 0.46], [value, value], color=INK, linestyle=(0, (4, 2)), linewidth=1.4)
+                shown.append(f"about {value:.0%} of {title(benchmark, titles)}, at {_percent(requirement)}".replace("%", " %", 1))
+        _groups(axes, requirements)
+        _density_axis(axes, lowest, top=2.6 if missing else 1.25)
+        axes.set_ylabel("significant synapses\n(of all, log scale)" if axes.get_subplotspec().is_first_col() else "")
+    handles = [_handle(method) for method in methods]
+    handles.append(Line2D([], [], color=look("unpruned").color, label="unpruned: 100 %"))
+    handles += [Line2D([], [], color=INK, linestyle=(0, (4, 2)), linewidth=1.4, label=f"the report: {text}") for text in shown]
+    if missing:
+        handles.append(Line2D([], [], color=SOFT, marker="o", markerfacecolor="white", linestyle="",
+                              label="hollow, n/m: n of m runs did not\nreach the requirement"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    _caption(figure, pruned, "small points: runs; large points: ")
+    return figure
+
+
+@_styled
+def training_effort(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """The report's figure 5: iterations up to the delivered model, and their ratio to training without pruning.
+
+    A run that did not reach its requirement counts with the iterations it spent, and its bar is
+    hollow and marked; it has no ratio.
+    """
+    methods = ordered(table["method"])
+    figure, grid = _panels(table, titles, heights=(3, 2.1))
+    width = 0.84 / len(methods)
+    highest = table["iterations"].max()
+    for (_, part), (above, below) in zip(_by_benchmark(table), (pair for row in grid for pair in zip(*row))):
+        requirements = sorted(part["requirement"].unique())
+        below.axhline(1, color=look("unpruned").color, linewidth=1.6)
+        for (requirement, method), runs in part.groupby(["requirement", "method"], sort=True):
+            place = requirements.index(requirement) + _offset(method, methods)
+            _bar(above, place, width, runs, look(method))
+            ratios = runs.loc[runs["reached"], "effort"]
+            if method != "unpruned" and len(ratios):
+                _points(below, place, ratios, ratios.notna(), look(method))
+        for axes in (above, below):
+            _groups(axes, requirements)
+        above.set_xlabel("")
+        above.set_ylim(0, 1.15 * highest)
+        below.set_ylim(0, 1.08 * max(table["effort"].max(), 1.5))
+        _thousands(above.yaxis)
+        if above.get_subplotspec().is_first_col():
+            above.set_ylabel("training effort (iterations\nto the delivered model)")
+            below.set_ylabel("ratio to training\nwithout pruning")
+    handles = [(_handle(method, bar=True), _handle(method)) for method in methods]
+    names = [look(method).label for method in methods]
+    if not table["reached"].all():
+        handles.append(Patch(facecolor="white", edgecolor=SOFT, linestyle="--"))
+        names.append("hollow, n/m: n of m runs did not reach\nthe requirement (iterations spent)")
+    figure.legend(handles, names, loc="outside lower center", ncols=3, handler_map={tuple: HandlerTuple(ndivide=None)})
+    _caption(figure, table, "bars and large points: ")
+    return figure
+
+
+def _by_benchmark(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The table's part of each benchmark, in the study's order of them."""
+    order = list(BENCHMARKS)
+    names = sorted(table["benchmark"].unique(), key=lambda name: (order.index(name) if name in order else len(order), name))
+    return [(name, table[table["benchmark"] == name]) for name in names]
+
+
+def _panels(table: pd.DataFrame, titles: Mapping[str, str], heights: tuple[float, ...]) -> tuple[Figure, list]:
+    """A figure of one panel a benchmark and height (inches), up to two benchmarks in a row.
+
+    The panels come as rows of benchmarks, each a list for each height.
+    """
+    benchmarks = [name for name, _ in _by_benchmark(table)]
+    columns = min(2, len(benchmarks))
+    rows = -(-len(benchmarks) // columns)
+    size = (5 * columns + (2 if columns == 1 else 0), sum(heights) * rows + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(heights) * rows, columns, squeeze=False, height_ratios=heights * rows)
+    for number, benchmark in enumerate(benchmarks):
+        grid[len(heights) * (number // columns), number % columns].set_title(title(benchmark, titles))
+    for axes in grid.T.flatten()[len(grid.flatten()) - len(heights) * (rows * columns - len(benchmarks)):]:
+        axes.remove()
+    return figure, [[list(line) for line in grid[len(heights) * row:len(heights) * (row + 1)]] for row in range(rows)]
+
+
+def _missed(runs: pd.DataFrame) -> str:
+    """How many runs did not reach their requirement, as 2/5; empty if all did."""
+    missed = int((~runs["reached"]).sum())
+    return f"{missed}/{len(runs)}" if missed else ""
+
+
+def _offset(method: str, methods: list[str]) -> float:
+    return 0.84 * ((methods.index(method) + 0.5) / len(methods) - 0.5)
+
+
+def _points(axes, place: float, values: pd.Series, reached: pd.Series, drawn: Look) -> None:
+    mean = values.mean()
+    axes.errorbar(place, mean, [[mean - values.min()], [values.max() - mean]], color=drawn.color, capsize=3, linewidth=1.6)
+    axes.plot(place, mean, drawn.marker, color=drawn.color, markersize=8, zorder=4,
+              markerfacecolor=drawn.color if reached.all() else "white", markeredgewidth=1.4)
+    for value, met in zip(values, reached):
+        axes.plot(place, value, drawn.marker, color=drawn.color, markersize=3.5, zorder=3, alpha=0.7,
+                  markerfacecolor=drawn.color if met else "white")
+
+
+def _bar(axes, place: float, width: float, runs: pd.DataFrame, drawn: Look) -> None:
+    values, missed = runs["iterations"], _missed(runs)
+    mean = values.mean()
+    colors = {"facecolor": "white", "edgecolor": drawn.color, "linestyle": "--"} if missed else {
+        "facecolor": drawn.color, "edgecolor": "white"}
+    axes.bar(place, mean, width, hatch=drawn.hatch, linewidth=1.2 if missed else 0.6, **colors)
+    axes.errorbar(place, mean, [[mean - values.min()], [values.max() - mean]], color=INK, capsize=2.5, linewidth=1.2)
+    axes.annotate(missed, (place, values.max()), xytext=(0, 4), textcoords="offset points",
+                  ha="center", va="bottom", fontsize=8, rotation=90, fontweight="bold")
+
+
+def _handle(method: str, bar: bool = False):
+    drawn = look(method)
+    if bar:
+        return Patch(facecolor=drawn.color, edgecolor="white", hatch=drawn.hatch, label=drawn.label)
+    return Line2D([], [], color=drawn.color, marker=drawn.marker, markersize=8, label=drawn.label)
+
+
+def _groups(axes, requirements: list[float]) -> None:
+    axes.set_xticks(range(len(requirements)), [_percent(requirement) for requirement in requirements])
+    axes.set_xlim(-0.5, len(requirements) - 0.5)
+    for edge in range(1, len(requirements)):
+        axes.axvline(edge - 0.5, color=FAINT, linewidth=0.8, zorder=0.5)
+    axes.set_xlabel("required validation accuracy")
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="x", visible=False)
+
+
+def _caption(figure: Figure, table: pd.DataFrame, before: str) -> None:
+    counts = table.groupby(["benchmark", "requirement", "method"]).size()
+    n = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    figure.suptitle(before + MEAN_AND_RANGE.format(n=n), fontsize=9, color=SOFT, x=0.995, ha="right")
+
+
+def _percent(fraction: float) -> str:
+    """Three significant digits from 10 % on, two below: 37.6 %, 2.3 %, 0.12 %."""
+    value = 100 * fraction
+    return f"{value:.3g} %" if value >= 10 else f"{value:.2g} %"
+
+
+def _density_axis(axes, lowest: float, top: float = 1.25) -> None:
+    axes.set_yscale("log")
+    ticks = [base * 10.0**power for power in range(-5, 0) for base in (1, 2, 5)] + [1.0]
+    bottom = min(0.8 * lowest, 0.45)
+    steps = [tick for tick in ticks if tick >= bottom]
+    if len(steps) > 8:
+        steps = [tick for tick in steps if np.isclose(np.log10(tick) % 1, 0) or np.isclose(np.log10(tick) % 1, 1)]
+    axes.set_yticks(steps)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(bottom, top)
+
+
+def _thousands(axis) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _run_title(record: dict) -> str:
+    run = record["run"]
+    text = f"{title(run['benchmark'], {run['benchmark']: record['data']})}: {look(run['method']).label}"
+    return f"{text}, requirement {_percent(run['requirement'])}, seed {run['seed']}"
+
+
+# Drawings.
+
+
+@_styled
+def benchmarks_table(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """The report's figure 3: each benchmark's network, with synapses and multiply-accumulates per layer.
+
+    ``table`` needs the columns benchmark and network. Cells are shaded by their share of the total.
+    """
+    networks = {name: part["network"].iloc[0] for name, part in _by_benchmark(table)}
+    most = max(len(layers(notation)) for notation in networks.values())
+    figure = Figure(figsize=(2.2 + 1.12 * (most + 2), 2.75 * len(networks)), layout="constrained")
+    grid = figure.subplots(len(networks), 1, squeeze=False)[:, 0]
+    for axes, (benchmark, notation) in zip(grid, networks.items()):
+        _network(axes, notation, most)
+        axes.set_title(f"{title(benchmark, titles)}    {notation}", pad=2)
+    return figure
+
+
+def _network(axes, notation: str, most: int) -> None:
+    """One network in a row: its maps and neurons drawn to scale (logarithmic), its numbers below."""
+    found = layers(notation)
+    axes.set(xlim=(-2.0, most + 1.55), ylim=(-2.25, 2.0))
+    axes.axis("off")
+    channels, height, width = input_shape(notation)
+    _maps(axes, 0, channels, height, width, "#b5b5b5")
+    axes.text(0, -0.62, "input", ha="center", va="center", fontsize=9, fontweight="bold")
+    for number, layer in enumerate(found, start=1):
+        if layer.kind == "conv":
+            side = round(layer.positions**0.5)
+            _maps(axes, number, layer.shape[0], side, side, "#0072b2")
+        else:
+            tall = 0.42 * np.log10(layer.shape[0])
+            axes.add_patch(Rectangle((number - 0.07, 0.75 - tall / 2), 0.14, tall, color="#e69f00", ec=INK, lw=0.8))
+            axes.text(number, -0.2, f"{layer.shape[0]} neurons", ha="center", va="center", fontsize=7.5, color=SOFT)
+        axes.text(number, -0.62, layer.name, ha="center", va="center", fontsize=9, fontweight="bold")
+    rows = {
+        "weights (out × in)": (None, [" × ".join(map(str, layer.shape)) for layer in found], ""),
+        "synapses": (counts := [layer.synapses for layer in found], [f"{n:,}" for n in counts], f"{sum(counts):,}"),
+        "multiply-accumulates\nper image": (counts := [layer.macs for layer in found], [f"{n:,}" for n in counts], f"{sum(counts):,}"),
+    }
+    axes.text(most + 1, -0.62, "total", ha="center", va="center", fontsize=9, fontweight="bold")
+    for line, (name, (values, texts, total)) in enumerate(rows.items()):
+        y = -1.02 - 0.46 * line
+        axes.text(-0.55, y, name, ha="right", va="center", fontsize=8.5, linespacing=0.95)
+        for number, text in enumerate(texts, start=1):
+            if values:
+                share = values[number - 1] / sum(values)
+                axes.add_patch(Rectangle((number - 0.48, y - 0.2), 0.96, 0.4, color="#0072b2", alpha=0.06 + 0.4 * share, lw=0))
+            axes.text(number, y, text, ha="center", va="center", fontsize=8)
+        axes.text(most + 1, y, total, ha="center", va="center", fontsize=8.5, fontweight="bold")
+
+
+def _maps(axes, x: float, count: int, height: int, width: int, color: str) -> None:
+    side, drawn = 0.32 * np.log2(max(height, 2)) / 2, min(count, 4)
+    for number in range(drawn):
+        shift = 0.07 * (number - (drawn - 1) / 2)
+        axes.add_patch(Rectangle((x - side / 2 + shift, 0.75 - side * 0.9 - shift), side, 1.8 * side, fc=color, ec="white", lw=0.9))
+    axes.text(x, -0.2, f"{count} × {height}×{width}", ha="center", va="center", fontsize=7.5, color=SOFT)
+
+
+@_styled
+def iterative_pruning(record: dict, layer: str | None = None) -> Figure:
+    """The report's figure 1: the cycle of iterative pruning, and a trained layer before and after it."""
+    figure = Figure(figsize=(10.5, 5), layout="constrained")
+    left, before, after = figure.subplots(1, 3, width_ratios=(1.45, 1, 1))
+    _cycle(left)
+    _connections(before, after, record, layer)
+    return figure
+
+
+@_styled
+def cycle() -> Figure:
+    """Train the connectivity, prune below the thresholds, retrain, and again while the requirement is met."""
+    figure = Figure(figsize=(5.2, 4.8), layout="constrained")
+    _cycle(figure.subplots())
+    return figure
+
+
+@_styled
+def connections(record: dict, layer: str | None = None) -> Figure:
+    """A layer's connections before and after pruning, from the mask in the record (its last linear layer's)."""
+    figure = Figure(figsize=(6.8, 5), layout="constrained")
+    _connections(*figure.subplots(1, 2), record, layer)
+    return figure
+
+
+def _cycle(axes) -> None:
+    axes.set(xlim=(-0.6, 10.6), ylim=(-0.3, 10.5))
+    axes.axis("off")
+    _box(axes, 3.6, 8.6, 5.6, 1.6, "Train the connectivity", "all synapses, until the\nrequirement is met", "#dcebf5")
+    _box(axes, 3.6, 5.4, 5.6, 1.6, "Prune", "cut every synapse whose weight is\nat or below its layer's threshold", "#fbe3c4")
+    _box(axes, 3.6, 2.2, 5.6, 1.6, "Retrain (recovery)", "the synapses that are left\nmake up for those that went", "#d5efe5")
+    _arrow(axes, (3.6, 7.8), (3.6, 6.2))
+    _arrow(axes, (3.6, 4.6), (3.6, 3.0))
+    _arrow(axes, (6.4, 2.2), (6.4, 5.4), bend=0.75)
+    axes.text(8.75, 3.8, "requirement\nmet again:\nnext round,\nthresholds rise", ha="left", va="center", fontsize=8.5)
+    _arrow(axes, (3.6, 1.4), (3.6, 0.55))
+    axes.text(3.6, 0.1, "not recovered in time: deliver the sparsest\nmodel that met the requirement", ha="center", va="center", fontsize=8.5)
+
+
+def _connections(before, after, record: dict, name: str | None) -> None:
+    shown = [part for part in record["layers"] if "mask" in part and len(part["shape"]) == 2 and name in (None, part["name"])]
+    if not shown:
+        raise ValueError(f"the record of {record['run']['name']} holds no mask of a linear layer{f' {name}' if name else ''}")
+    part = shown[-1]
+    outputs, inputs = part["shape"]
+    bits = np.frombuffer(base64.b64decode(part["mask"]), np.uint8)
+    mask = np.unpackbits(bits, count=outputs * inputs).reshape(outputs, inputs).astype(bool)
+    color = look(record["run"]["method"]).color
+    for axes, keep, when in ((before, np.ones_like(mask), "before"), (after, mask, "after")):
+        left, right = np.linspace(0, 1, inputs), np.linspace(0.04, 0.96, outputs)
+        lines = [((0, left[i]), (1, right[o])) for o, i in zip(*np.nonzero(keep))]
+        # Fewer lines are drawn stronger, so that both pictures carry about the same ink.
+        weight = float(np.clip(60 / max(len(lines), 1), 0.12, 1))
+        axes.add_collection(LineCollection(lines, colors=color, linewidths=0.5 + 0.6 * weight, alpha=0.25 + 0.6 * weight))
+        for x, places, used, size in ((0, left, keep.any(0), 9), (1, right, keep.any(1), 34)):
+            axes.scatter(np.full(len(places), x), places, s=size, c=[INK if on else "white" for on in used],
+                         edgecolors=INK, linewidths=0.6, zorder=3)
+        axes.set(xlim=(-0.12, 1.12), ylim=(-0.03, 1.03))
+        axes.axis("off")
+        axes.set_title(f"{part['name']} {when} pruning\n{len(lines):,} synapses", loc="center", fontsize=10)
+    idle = int((~mask.any(0)).sum())
+    after.text(0.5, -0.05, f"{inputs} neurons, hollow: {idle} without a synapse", ha="center", va="top", fontsize=8, color=SOFT)
+    before.text(0.5, -0.05, f"{inputs} neurons to {outputs} classes", ha="center", va="top", fontsize=8, color=SOFT)
+
+
+@_styled
+def implementation() -> Figure:
+    """The report's figure 2: masks in the forward and backward pass, prune control between training steps."""
+    figure = Figure(figsize=(10.5, 5.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, 21), ylim=(0, 11.2))
+    axes.axis("off")
+    return figure
+
+
+def _box(axes, x: float, y: float, width: float, height: float, head: str, text: str, color: str) -> None:
+    """A rounded box around (x, y) with a bold head above its text."""
+    axes.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.02,rounding_size=0.18",
+                                  facecolor=color, edgecolor=INK, linewidth=1))
+    lines = text.count("\n") + 1 if text else 0
+    axes.text(x, y + 0.24 * lines, head, ha="center", va="center", fontsize=10, fontweight="bold")
+    axes.text(x, y - 0.3, text, ha="center", va="center", fontsize=8.5, linespacing=1.15)
+
+
+def _arrow(axes, start: tuple, end: tuple, bend: float = 0.0, color: str = INK, **kind) -> None:
+    axes.add_patch(FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", arrowstyle="-|>", mutation_scale=14,
+                                   color=color, linewidth=1.4, shrinkA=0, shrinkB=2, **kind))

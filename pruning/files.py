@@ -1,0 +1,120 @@
+"""Files that appear whole or not at all, carry their own checksum, and are locked by one process."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks of this kind: there a study runs unlocked.
+    fcntl = None
+
+
+class DamagedFile(ValueError):
+    """A file that is not what it says: truncated, altered or of another kind."""
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part.
+
+    Raises ``OSError`` that names the file where the folder cannot be written or the disk is
+    full; the old file is then untouched.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise OSError(
+            error.errno, f"cannot write {path}: {reason}. Make room or give the right to write; what is finished is kept"
+        ) from error
+
+
+_MAGIC = b"pruning state 1\n"
+
+
+def save_state(path: Path, state: dict, owner: str) -> None:
+    """Save tensors and plain values with ``owner`` (one line, who may load it) and a SHA-256."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    body = owner.encode() + b"\n" + buffer.getvalue()
+    write_whole(path, _MAGIC + hashlib.sha256(body).digest() + body)
+
+
+def load_state(path: Path, owner: str, device: torch.device | str = "cpu") -> dict:
+    """Load what ``save_state`` wrote for the same owner; ``DamagedFile`` says why it cannot be used."""
+    import torch
+
+    data = path.read_bytes()
+    head = len(_MAGIC)
+    if not data.startswith(_MAGIC):
+        raise DamagedFile(f"{path} is not a state file of this program")
+    digest, body = data[head : head + 32], data[head + 32 :]
+    if hashlib.sha256(body).digest() != digest:
+        raise DamagedFile(f"{path} is truncated or altered: its checksum does not fit")
+    found, _, payload = body.partition(b"\n")
+    if found.decode(errors="replace") != owner:
+        raise DamagedFile(f"{path} belongs to another run")
+    return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+
+
+def set_aside(path: Path, folder: Path) -> Path:
+    """Move a file that cannot be used into ``folder`` under a free name; returns the new path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while (target := folder / f"{path.name}.{number}").exists():
+        number += 1
+    path.replace(target)
+    return target
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True, waiting=None) -> Iterator[None]:
+    """Hold ``path`` as this process's alone; the lock goes with the process, however it ends.
+
+    Where another process holds it: wait for it (after a call of ``waiting`` with that process's
+    number), or without ``wait`` raise ``BlockingIOError`` that names the process.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write in {path.parent}: {error.strerror}") from error
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                if not wait:
+                    raise BlockingIOError(error.errno, f"process {holder} is at work on this already ({path})") from error
+                if waiting:
+                    waiting(holder)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,169 @@
+"""Layers whose synapses can be cut: a mask beside the weight, applied in every pass.
+
+    model = masked(model)                       # every Linear and Conv2d gets a mask of ones
+    model.fc1.prune(model.fc1.weight.abs() > t) # cut the synapses at or below a threshold t
+    model = unmasked(model)                     # plain layers again, zeros in place
+
+The forward pass uses ``where(mask, weight, 0)``, so a pruned synapse is exactly zero whatever
+the optimizer has done to the stored weight, and its gradient is exactly zero too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _Masked:
+    """What both masked layers share; ``mask`` is a bool buffer of the weight's shape."""
+
+    weight: nn.Parameter
+    mask: Tensor
+
+    def effective_weight(self) -> Tensor:
+        """The weight with exact zeros where the mask is off; shape of ``weight``."""
+        return torch.where(self.mask, self.weight, 0)
+
+    @property
+    def synapses(self) -> int:
+        """Number of prunable weights; biases are not synapses."""
+        return self.weight.numel()
+
+    @property
+    def significant(self) -> int:
+        """Number of weights that are left (reads the mask: synchronises with the device)."""
+        return int(self.mask.sum())
+
+    @torch.no_grad()
+    def set_mask(self, keep: Tensor) -> None:
+        """Make ``keep`` (bool, shape of ``weight``) the mask and zero the other weights.
+
+        A weight that comes back starts at zero. Raises ``ValueError`` on another shape or dtype.
+        """
+        if keep.shape != self.weight.shape or keep.dtype != torch.bool:
+            raise ValueError(
+                f"a mask must be bool of shape {tuple(self.weight.shape)}, "
+                f"got {keep.dtype} of shape {tuple(keep.shape)}"
+            )
+        self.mask.copy_(keep)
+        self.weight.copy_(torch.where(self.mask, self.weight, 0))
+
+    def prune(self, keep: Tensor) -> None:
+        """Cut what ``keep`` (bool, shape of ``weight``) leaves out; what is cut stays cut."""
+        self.set_mask(self.mask & keep)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, synapses={self.synapses}"
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # A plain layer's state has no mask: its weights arrive with nothing pruned.
+        key = prefix + "mask"
+        if prefix + "weight" in state_dict and key not in state_dict:
+            state_dict[key] = torch.ones_like(self.mask)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class MaskedLinear(_Masked, nn.Linear):
+    """``nn.Linear`` with a mask; input [..., in], output [..., out], weight and mask [out, in]."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("mask", torch.ones_like(self.weight, dtype=torch.bool))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.effective_weight(), self.bias)
+
+
+class MaskedConv2d(_Masked, nn.Conv2d):
+    """``nn.Conv2d`` with a mask; weight and mask [out, in / groups, height, width]."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("mask", torch.ones_like(self.weight, dtype=torch.bool))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.effective_weight(), self.bias)
+
+
+_TWIN = {nn.Linear: MaskedLinear, nn.Conv2d: MaskedConv2d}
+_PLAIN = {twin: plain for plain, twin in _TWIN.items()}
+
+
+def masked(model: nn.Module, zeros_pruned: bool = False) -> nn.Module:
+    """Turn every ``nn.Linear`` and ``nn.Conv2d`` of a model into its masked twin.
+
+    The twins hold the model's own parameters, so an optimizer made before goes on working; a
+    module used in several places stays shared. Works in place and returns the model (a new
+    module only where the model itself is one layer). With ``zeros_pruned`` a weight that is
+    exactly zero counts as pruned: so a sparse model that was saved without masks goes on.
+    Subclasses of the two layers keep their own forward pass and are left alone. Raises
+    ``ValueError`` where two layers share one weight tensor, since each would mask it its own way.
+    """
+    owner: dict[int, str] = {}
+    for name, layer in model.named_modules():
+        if type(layer) in _TWIN or type(layer) in _PLAIN:
+            first = owner.setdefault(id(layer.weight), name)
+            if first != name:
+                raise ValueError(f"layers '{first}' and '{name}' share one weight tensor: untie them")
+
+    def twin(layer: nn.Module) -> nn.Module:
+        new = _rebuilt(layer, _TWIN[type(layer)])
+        keep = layer.weight.detach() != 0 if zeros_pruned else torch.ones_like(layer.weight, dtype=torch.bool)
+        new.register_buffer("mask", keep)
+        return new
+
+    return _replaced(model, _TWIN, twin)
+
+
+def unmasked(model: nn.Module) -> nn.Module:
+    """Turn every masked layer back into its plain twin, with zeros in place; in place, as ``masked``."""
+
+    def plain(layer: nn.Module) -> nn.Module:
+        layer.set_mask(layer.mask)
+        new = _rebuilt(layer, _PLAIN[type(layer)])
+        del new._buffers["mask"]
+        return new
+
+    return _replaced(model, _PLAIN, plain)
+
+
+def masked_layers(model: nn.Module) -> dict[str, MaskedLinear | MaskedConv2d]:
+    """The masked layers by their qualified name, in the model's order, shared ones once."""
+    return dict(_walk(model))
+
+
+def density(model: nn.Module) -> float:
+    """Significant synapses over all prunable synapses of the masked layers."""
+    layers = masked_layers(model).values()
+    if not layers:
+        raise ValueError("the model has no masked layer: call masked(model) first")
+    return sum(layer.significant for layer in layers) / sum(layer.synapses for layer in layers)
+
+
+def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((name, layer) for name, layer in model.named_modules() if isinstance(layer, _Masked))
+
+
+def _rebuilt(layer: nn.Module, cls: type[nn.Module]) -> nn.Module:
+    """The same layer under another class: parameters, hooks and settings are shared, not copied."""
+    new = cls.__new__(cls)
+    new.__dict__.update(layer.__dict__)
+    new._buffers = dict(layer._buffers)
+    new._non_persistent_buffers_set = set(layer._non_persistent_buffers_set)
+    return new
+
+
+def _replaced(model: nn.Module, wanted: dict, make) -> nn.Module:
+    if type(model) in wanted:
+        return make(model)
+    made: dict[int, nn.Module] = {}
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if type(child) in wanted:
+                if id(child) not in made:
+                    made[id(child)] = make(child)
+                parent._modules[name] = made[id(child)]
+    return model

@@ -1,0 +1,82 @@
+"""From records to one tidy table: what the figures and the claims are made from.
+
+    table = frame(records("report"))
+    table.groupby(["benchmark", "requirement", "method"])["density"].mean()
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from pruning.files import DamagedFile, write_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = (
+    "benchmark", "network", "dataset", "requirement", "method", "seed", "synapses", "significant", "density",
+    "validation_accuracy", "test_accuracy", "iterations", "iterations_unpruned", "effort", "reached",
+    "iterations_spent", "stopped", "macs_dense", "macs", "training_macs",
+)
+KEYS = ["benchmark", "requirement", "method", "seed"]
+
+
+def folder(study: str) -> Path:
+    """Where a study's results lie: under ``PRUNING_RESULTS``, else ``data/results``."""
+    return Path(os.environ.get("PRUNING_RESULTS") or ROOT / "data" / "results") / study
+
+
+def digest(value: Mapping) -> str:
+    """SHA-256 of a mapping of plain values, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def read_record(path: Path) -> dict:
+    """A record as it was written; ``DamagedFile`` if it is anything else."""
+    try:
+        record = json.loads(path.read_bytes())
+        found = record.pop("digest")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedFile(f"{path} is not a whole record ({type(error).__name__})") from error
+    if found != digest(record):
+        raise DamagedFile(f"{path} was altered: its digest does not fit")
+    return record
+
+
+def write_record(path: Path, record: dict) -> None:
+    """Write a record with its digest, whole or not at all."""
+    text = json.dumps(record | {"digest": digest(record)}, separators=(",", ":"))
+    write_whole(path, (text + "\n").encode())
+
+
+def records(study: str) -> list[dict]:
+    """All records of a study, ordered by file name; ``DamagedFile`` names one that cannot be read."""
+    found = [read_record(path) for path in sorted((folder(study) / "runs").glob("*.json"))]
+    if not found:
+        raise FileNotFoundError(f"no records in {folder(study) / 'runs'}: run 'make study STUDY={study}' first")
+    return found
+
+
+def frame(found: Iterable[dict]) -> pd.DataFrame:
+    """One row a record with ``COLUMNS``, sorted by benchmark, requirement, method and seed."""
+    rows = [record["run"] | record["result"] for record in found]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table["iterations_unpruned"] = table["iterations_unpruned"].astype("Int64")
+    table["effort"] = table["effort"].astype("float64")
+    return table.sort_values(KEYS, ignore_index=True)
+
+
+def write_table(study: str, found: Iterable[dict]) -> Path:
+    """Write ``runs.csv`` of a study from its records; returns its path."""
+    path = folder(study) / "runs.csv"
+    write_whole(path, frame(found).to_csv(index=False, lineterminator="\n").encode())
+    return path
+
+
+def titles(found: Iterable[dict]) -> dict[str, str]:
+    """Each benchmark with the data it was trained on, as figures name it: "cifar10-2c": "CIFAR-10 (JPEG copy)"."""
+    return {record["run"]["benchmark"]: record["data"] for record in found}
