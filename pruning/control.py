@@ -16,6 +16,7 @@ the requirement.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -25,6 +26,10 @@ from torch import Tensor, nn
 from pruning import saliency
 from pruning.masks import MaskedConv2d, masked_layers
 from pruning.schedule import Cubic, Ladder, Rising
+
+# So many rounds that cut nothing mean that no later one will: layers kept whole by their pace,
+# or of equal weights, whose deviation is zero.
+IDLE_ROUNDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,6 @@ class Event:
     thresholds: dict[str, float] | None = None
 
     @property
-    def met(self) -> bool:
-        """Whether pruning went on from here because the requirement was met."""
-        return self.thresholds is not None
-
-    @property
     def finished(self) -> bool:
         """Whether the control has stopped."""
         return self.action not in ("wait", "prune")
@@ -91,7 +91,8 @@ class PruneControl:
     evaluated), its masks follow and it is what is delivered. ``patience`` counts evaluations
     without the requirement met until the control gives up, ``budget`` iterations in all,
     ``ramp`` the iterations over which a schedule paced by iterations runs. ``paces`` sets the
-    pace of single layers (rounds of the schedule a round, by name).
+    pace of single layers (rounds of the schedule a round, by name; 0 keeps a layer whole where
+    thresholds are per layer).
     """
 
     def __init__(
@@ -119,6 +120,11 @@ class PruneControl:
         unknown = set(paces or {}) - set(self.layers)
         if unknown:
             raise ValueError(f"no masked layer {sorted(unknown)}; the layers are {list(self.layers)}")
+        for name, pace in (paces or {}).items():
+            if not 0 <= pace < math.inf:
+                raise ValueError(f"the pace of '{name}' must be 0 or more, got {pace}")
+        if average is not None and set(masked_layers(average)) != set(self.layers):
+            raise ValueError("average must be a masked copy of the model: its masked layers are others")
         self.model, self.requirement, self.method = model, requirement, method
         self.optimizer, self.average = optimizer, average
         self.patience, self.budget, self.ramp, self.seed = patience, budget, ramp, seed
@@ -152,12 +158,15 @@ class PruneControl:
         if self.method is None or self.method.schedule.paced != "rounds":
             return {}
         amount = self.method.schedule.amount
-        return {name: amount(self.progress[name] + pace) - amount(self.progress[name]) for name, pace in self.paces.items()}
+        done = self.progress
+        return {name: amount(done[name] + pace) - amount(done[name]) for name, pace in self.paces.items()}
 
     def update(self, iteration: int, accuracy: float) -> Event:
         """Take the validation accuracy after ``iteration`` iterations; prune or stop where it is time."""
         if self.finished:
             raise RuntimeError("the control has stopped: take delivered()")
+        if not 0 <= accuracy <= 1:
+            raise ValueError(f"accuracy must be a fraction between 0 and 1, got {accuracy}")
         met = accuracy >= self.requirement
         phase, density, thresholds = self.phase, self.density, None
         if met:
@@ -232,8 +241,9 @@ class PruneControl:
         if 2 * self.missed > self.patience:
             self.paces = {name: pace / 2 for name, pace in self.paces.items()}
         before, thresholds = self.density, None
+        last = self.round + IDLE_ROUNDS
         while self.density == before:
-            if before * self.synapses <= len(self.layers):
+            if before * self.synapses <= len(self.layers) or self.round == last:
                 return None
             self.round += 1
             self.progress = {name: done + self.paces[name] for name, done in self.progress.items()}

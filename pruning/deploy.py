@@ -65,7 +65,8 @@ def _stages(model: nn.Module, notation: str) -> list[_Stage]:
         expected = dict(lenet(notation).named_children())
     children = dict(model.named_children())
     if list(children) != list(expected) or not all(
-        isinstance(child, type(expected[name])) and _shape(child) == _shape(expected[name]) for name, child in children.items()
+        isinstance(child, type(expected[name])) and _shape(child) == _shape(expected[name])
+        for name, child in children.items()
     ):
         raise ValueError(f"the model is not a lenet({notation!r}), masked or plain")
     stages: list[_Stage] = []
@@ -73,7 +74,9 @@ def _stages(model: nn.Module, notation: str) -> list[_Stage]:
     for name, child in unmasked(copy.deepcopy(model)).named_children():
         if isinstance(child, (nn.Conv2d, nn.Linear)):
             shape = stages[-1].output if stages else shape
-            weight, bias = (tensor.detach().cpu().contiguous().double().numpy() for tensor in (child.weight, child.bias))
+            weight, bias = (
+                tensor.detach().cpu().contiguous().double().numpy() for tensor in (child.weight, child.bias)
+            )
             stages.append(_Stage(name, weight, bias, shape))
         elif isinstance(child, nn.MaxPool2d):
             stages[-1].pool = True
@@ -147,7 +150,9 @@ def to_onnx(model: nn.Module, notation: str, path: str | Path) -> int:
             nodes.append(helper.make_node("Gemm", inputs, [stage.name], transB=1))
         value = stage.name
         if stage.pool:
-            nodes.append(helper.make_node("MaxPool", [value], [f"{stage.name}.pool"], kernel_shape=[2, 2], strides=[2, 2]))
+            nodes.append(
+                helper.make_node("MaxPool", [value], [f"{stage.name}.pool"], kernel_shape=[2, 2], strides=[2, 2])
+            )
             value = f"{stage.name}.pool"
         if stage.relu:
             nodes.append(helper.make_node("Relu", [value], [f"{stage.name}.relu"]))
@@ -203,7 +208,10 @@ def to_c(model: nn.Module, notation: str, quantize: int | None = None) -> str:
         f"/* {notation}: {synapses} synapses, {kind}, {_bytes(tables)} bytes of tables. */\n{_HEAD}",
         _LARGER if any(stage.relu or stage.pool for stage in stages) else "",
         *(_table_text(stage.name, table) for stage, table in zip(stages, tables)),
-        *(_conv(stage, table) if stage.weight.ndim == 4 else _linear(stage, table) for stage, table in zip(stages, tables)),
+        *(
+            _conv(stage, table) if stage.weight.ndim == 4 else _linear(stage, table)
+            for stage, table in zip(stages, tables)
+        ),
         _classify(stages),
         _MAIN.replace("@PIXELS", str(np.prod(stages[0].shape))),
     ]
@@ -322,7 +330,8 @@ static void {name}(const float *restrict in, float *restrict out) {{
                 for (int y = 0; y < {rows // step}; y++)
                     for (int x = 0; x < {across // step} && x < {width_out} - left / {step}; x++) {{
                         const float best = {value};
-                        out[((filter * {height_out}) + top / {step} + y) * {width_out} + left / {step} + x] = {_finish(stage, tables, "best", "filter")};
+                        const int row = filter * {height_out} + top / {step} + y;
+                        out[row * {width_out} + left / {step} + x] = {_finish(stage, tables, "best", "filter")};
                     }}
             }}
         weight += count;
@@ -538,14 +547,18 @@ def opened(path: str | Path, network: str | None = None) -> tuple[nn.Module, str
             raise ValueError(f"{path} holds the network {notation!r}, not {network!r}")
         return model, notation
     if not network:
-        raise ValueError(f"{path} is not a stored network; for a state dict of PyTorch say which: --network 28x28-6c5-16c5-120-84-10")
+        raise ValueError(
+            f"{path} is not a stored network; for a state dict of PyTorch say which: --network 28x28-6c5-16c5-120-84-10"
+        )
     model = lenet(network)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the unpickler meets in a file of another kind
         raise ValueError(f"{path} is neither a stored network nor a state dict of PyTorch") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict: tensors by name, as torch.save(model.state_dict(), ...) writes them")
+        raise ValueError(
+            f"{path} holds no state dict: tensors by name, as torch.save(model.state_dict(), ...) writes them"
+        )
     has_masks = any(name.endswith(".mask") for name in state)
     try:
         (masked(model) if has_masks else model).load_state_dict(state)
@@ -556,12 +569,24 @@ def opened(path: str | Path, network: str | None = None) -> tuple[nn.Module, str
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see ``--help``."""
-    parser = argparse.ArgumentParser(prog="python -m pruning.deploy", description="Make a pruned network small, and ready for a device.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pruning.deploy", description="Make a pruned network small, and ready for a device."
+    )
     parser.add_argument("model", type=Path, help="a stored network (.prn), or a state dict of PyTorch")
-    parser.add_argument("folder", type=Path, metavar="OUT_DIR", help="where model.prn, model.onnx and model.c are written")
-    parser.add_argument("--network", metavar="NOTATION", help="what a state dict belongs to, such as 28x28-6c5-16c5-120-84-10")
+    parser.add_argument(
+        "folder", type=Path, metavar="OUT_DIR", help="where model.prn, model.onnx and model.c are written"
+    )
+    parser.add_argument(
+        "--network", metavar="NOTATION", help="what a state dict belongs to, such as 28x28-6c5-16c5-120-84-10"
+    )
     parser.add_argument("--quantize", type=int, choices=[8], help="8-bit weights in model.c")
-    parser.add_argument("--clusters", type=int, default=64, metavar="N", help="shared weights a layer in all three files, 0 to keep each weight (default 64)")
+    parser.add_argument(
+        "--clusters",
+        type=int,
+        default=64,
+        metavar="N",
+        help="shared weights a layer in all three files, 0 to keep each weight (default 64)",
+    )
     options = parser.parse_args(arguments)
     try:
         model, notation = opened(options.model, options.network)

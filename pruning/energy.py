@@ -45,7 +45,8 @@ def sram_pj(size: int) -> float:
         return CACHE_PJ[0][1] / 2
     for (small, low), (large, high) in zip(CACHE_PJ, CACHE_PJ[1:]):
         if size <= large:
-            return low * (high / low) ** (math.log(size / small) / math.log(large / small)) / 2
+            exponent = math.log(high / low) / math.log(large / small)
+            return low * (size / small) ** exponent / 2
     return CACHE_PJ[-1][1] / 2
 
 
@@ -54,8 +55,8 @@ class Load:
     """What one layer asks of the machine for one classification.
 
     ``positions`` outputs share each weight (height x width, 1 if linear); ``inputs`` and
-    ``outputs`` are activations, the latter as the next layer takes them. ``codes`` relative indices of ``index_bits`` address the
-    ``significant`` of all ``synapses``, fillers included.
+    ``outputs`` are activations, the latter as the next layer takes them. ``codes`` relative
+    indices of ``index_bits`` address the ``significant`` of all ``synapses``, fillers included.
     """
 
     name: str
@@ -125,10 +126,13 @@ def layer_energies(
     linear layers, 8 for convolutions). ``on_chip`` is the SRAM in bytes: it holds first the
     activations of the layer at work, then as much of all layers' weights as fits beside the
     largest of these, shared out evenly; the rest comes from DRAM. ``sram`` and ``dram`` are pJ
-    for 32 bits. Raises ``ValueError`` for an unknown form or arithmetic.
+    for 32 bits; ``sram=sram_pj(on_chip)`` lets a larger memory cost more. Raises ``ValueError``
+    for an unknown form or arithmetic.
     """
     if form not in FORMS or arithmetic not in ARITHMETIC_PJ:
-        raise ValueError(f"form must be one of {FORMS}, arithmetic of {tuple(ARITHMETIC_PJ)}, got {form!r}, {arithmetic!r}")
+        raise ValueError(
+            f"form must be one of {FORMS}, arithmetic of {tuple(ARITHMETIC_PJ)}, got {form!r}, {arithmetic!r}"
+        )
     if on_chip < 0 or not 1 <= weight_bits <= 8:
         raise ValueError(f"on_chip must be bytes, weight_bits 1 to 8, got {on_chip} and {weight_bits}")
     multiply, add = ARITHMETIC_PJ[arithmetic]

@@ -14,7 +14,6 @@ import base64
 import functools
 import io
 import os
-import textwrap
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,18 +22,21 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+import PIL.Image
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from pruning.files import write_whole
 from pruning.networks import input_shape, layers
 from pruning.results import ROOT
 from pruning.study import BENCHMARKS
 
+CENTER = {"ha": "center", "va": "center"}
+BLUE, ORANGE, GREEN = "#dcebf5", "#fbe3c4", "#d5efe5"
 INK, SOFT, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
@@ -74,6 +76,7 @@ _SPARE_HATCHES = ("\\\\\\", "+++", "ooo", "---", "|||", "OO", "**")
 # reductions over all of its benchmarks (smallest, largest, mean).
 REPORTED = {("mnist-2c", 0.99): 0.40}
 REPORTED_REDUCTIONS = (0.38, 0.79, 0.61)
+REPORTED_LINE = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4}
 
 MEAN_AND_RANGE = "mean; error bars: smallest to largest of {n} seeds"
 
@@ -93,9 +96,24 @@ def ordered(methods: Iterable[str]) -> list[str]:
     return [method for method in LOOKS if method in found] + sorted(found - set(LOOKS))
 
 
+def benchmarks(table: pd.DataFrame) -> list[str]:
+    """The table's benchmarks: the known ones in the study's order of them, then the others by name."""
+    found = set(table["benchmark"])
+    return [name for name in BENCHMARKS if name in found] + sorted(found - set(BENCHMARKS))
+
+
 def title(benchmark: str, titles: Mapping[str, str]) -> str:
     """A benchmark as figures name it: "CIFAR-10 (JPEG copy), 2 convolutions"."""
     return f"{titles.get(benchmark, benchmark)}, {benchmark.rsplit('-', 1)[-1].removesuffix('c')} convolutions"
+
+
+def spread(values: Iterable[float], form: str = "{:.1%}") -> str:
+    """Mean over the seeds (smallest to largest), as the error bars show them; "-" where there is no value."""
+    found = [float(value) for value in values if not pd.isna(value)]
+    if not found:
+        return "-"
+    mean, least, most = (form.format(value) for value in (np.mean(found), min(found), max(found)))
+    return mean if least == most else f"{mean} ({least} to {most})"
 
 
 def folder(study: str) -> Path:
@@ -124,7 +142,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def png(figure: Figure, dpi: int = 110) -> bytes:
+def png(figure: Figure, dpi: int = 100) -> bytes:
     """The figure as PNG, for a notebook to show."""
     return _rendered(figure, "png", dpi, {"Software": None})
 
@@ -133,6 +151,11 @@ def _rendered(figure: Figure, kind: str, dpi: int, metadata: dict) -> bytes:
     buffer = io.BytesIO()
     with style():
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
+    if kind == "png":
+        # The drawings have few colours: a palette of them takes a third of the bytes.
+        flat = PIL.Image.open(buffer).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE)
+        buffer = io.BytesIO()
+        flat.save(buffer, "png", optimize=True, dpi=(dpi, dpi))
     return buffer.getvalue()
 
 
@@ -140,7 +163,12 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     @functools.wraps(draw)
     def drawn(*args, **kwargs) -> Figure:
         with style():
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            # Laid out once, here: each further layout would move things a little, and with them the bytes.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+        figure.set_label(draw.__doc__.splitlines()[0])  # what the picture shows, for those who cannot see it
+        return figure
 
     return drawn
 
@@ -169,7 +197,8 @@ def learning_curve(record: dict) -> Figure:
         above.plot(end, result["validation_accuracy"], "*", color=INK, markersize=13, zorder=5,
                    label=f"delivered (iteration {end:,}, density {_percent(result['density'])})")
     if rounds:
-        above.plot([], [], "|", color="#b0b0b0", markersize=12, markeredgewidth=1.5, label=f"pruning ({len(rounds)} rounds shown)")
+        above.plot([], [], "|", color="#b0b0b0", markersize=12, markeredgewidth=1.5,
+                   label=f"pruning ({len(rounds)} rounds shown)")
     # What matters happens near the requirement: chance level and a collapse at the end are cut off.
     after = [value for at, value in zip(seen["iteration"], seen["accuracy"]) if start is not None and at >= start]
     worst = min(after, default=min(seen["accuracy"]))
@@ -214,7 +243,8 @@ def layer_densities(record: dict) -> Figure:
         label = f"{part['name']}: {_percent(final)} of {part['synapses']:,}"
         axes.step(times, values, where="post", color=color, linestyle=("-", "--", "-.", ":")[number % 4], label=label)
         if result["reached"]:
-            axes.plot(result["iterations"], max(final, least), "*", color=color, markersize=11, markeredgecolor=INK, zorder=5)
+            axes.plot(result["iterations"], max(final, least), "*", color=color, markersize=11,
+                      markeredgecolor=INK, zorder=5)
     if result["reached"]:
         axes.axvline(result["iterations"], color=INK, linewidth=1, linestyle=":")
     axes.plot([], [], "*", color="white", markeredgecolor=INK, markersize=11, label="delivered model")
@@ -242,7 +272,7 @@ def weight_histograms(record: dict) -> Figure:
         axes.set_yscale("log")
         axes.set_ylim(0.1)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_title(name)
         axes.set_xlabel("weight")
     for axes in grid[::columns]:
@@ -283,7 +313,7 @@ def significant_synapses(table: pd.DataFrame, titles: Mapping[str, str]) -> Figu
     lowest, missing = pruned["density"].min(), not pruned["reached"].all()
     shown = []
     for (benchmark, part), axes in zip(_by_benchmark(pruned), panels):
-        requirements = sorted(part["requirement"].unique())
+        requirements, name = sorted(part["requirement"].unique()), title(benchmark, titles)
         if missing:
             axes.axhspan(1.15, 2.6, color="#f0f0f0", linewidth=0)
         axes.axhline(1, color=look("unpruned").color, linewidth=1.6)
@@ -294,14 +324,14 @@ def significant_synapses(table: pd.DataFrame, titles: Mapping[str, str]) -> Figu
                 axes.text(place, 1.73, missed, ha="center", va="center", fontsize=8, rotation=90, fontweight="bold")
         for number, requirement in enumerate(requirements):
             if (value := REPORTED.get((benchmark, requirement))) is not None:
-                axes.plot([number - 0.46, number + 0.46], [value, value], color=INK, linestyle=(0, (4, 2)), linewidth=1.4)
-                shown.append(f"about {value:.0%} of {title(benchmark, titles)}, at {_percent(requirement)}".replace("%", " %", 1))
+                axes.plot([number - 0.46, number + 0.46], [value, value], **REPORTED_LINE)
+                shown.append(f"the report: about {_percent(value)} of {name}, at {_percent(requirement)}")
         _groups(axes, requirements)
         _density_axis(axes, lowest, top=2.6 if missing else 1.25)
         axes.set_ylabel("significant synapses\n(of all, log scale)" if axes.get_subplotspec().is_first_col() else "")
     handles = [_handle(method) for method in methods]
     handles.append(Line2D([], [], color=look("unpruned").color, label="unpruned: 100 %"))
-    handles += [Line2D([], [], color=INK, linestyle=(0, (4, 2)), linewidth=1.4, label=f"the report: {text}") for text in shown]
+    handles += [Line2D([], [], label=text, **REPORTED_LINE) for text in shown]
     if missing:
         handles.append(Line2D([], [], color=SOFT, marker="o", markerfacecolor="white", linestyle="",
                               label="hollow, n/m: n of m runs did not\nreach the requirement"))
@@ -344,16 +374,14 @@ def training_effort(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     if not table["reached"].all():
         handles.append(Patch(facecolor="white", edgecolor=SOFT, linestyle="--"))
         names.append("hollow, n/m: n of m runs did not reach\nthe requirement (iterations spent)")
-    figure.legend(handles, names, loc="outside lower center", ncols=3, handler_map={tuple: HandlerTuple(ndivide=None)})
+    side_by_side = {tuple: HandlerTuple(ndivide=None)}
+    figure.legend(handles, names, loc="outside lower center", ncols=3, handlelength=3.6, handler_map=side_by_side)
     _caption(figure, table, "bars and large points: ")
     return figure
 
 
 def _by_benchmark(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The table's part of each benchmark, in the study's order of them."""
-    order = list(BENCHMARKS)
-    names = sorted(table["benchmark"].unique(), key=lambda name: (order.index(name) if name in order else len(order), name))
-    return [(name, table[table["benchmark"] == name]) for name in names]
+    return [(name, table[table["benchmark"] == name]) for name in benchmarks(table)]
 
 
 def _panels(table: pd.DataFrame, titles: Mapping[str, str], heights: tuple[float, ...]) -> tuple[Figure, list]:
@@ -361,15 +389,15 @@ def _panels(table: pd.DataFrame, titles: Mapping[str, str], heights: tuple[float
 
     The panels come as rows of benchmarks, each a list for each height.
     """
-    benchmarks = [name for name, _ in _by_benchmark(table)]
-    columns = min(2, len(benchmarks))
-    rows = -(-len(benchmarks) // columns)
+    names = benchmarks(table)
+    columns = min(2, len(names))
+    rows = -(-len(names) // columns)
     size = (5 * columns + (2 if columns == 1 else 0), sum(heights) * rows + 0.9)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(heights) * rows, columns, squeeze=False, height_ratios=heights * rows)
-    for number, benchmark in enumerate(benchmarks):
+    for number, benchmark in enumerate(names):
         grid[len(heights) * (number // columns), number % columns].set_title(title(benchmark, titles))
-    for axes in grid.T.flatten()[len(grid.flatten()) - len(heights) * (rows * columns - len(benchmarks)):]:
+    for axes in grid.T.flatten()[len(grid.flatten()) - len(heights) * (rows * columns - len(names)):]:
         axes.remove()
     return figure, [[list(line) for line in grid[len(heights) * row:len(heights) * (row + 1)]] for row in range(rows)]
 
@@ -386,7 +414,8 @@ def _offset(method: str, methods: list[str]) -> float:
 
 def _points(axes, place: float, values: pd.Series, reached: pd.Series, drawn: Look) -> None:
     mean = values.mean()
-    axes.errorbar(place, mean, [[mean - values.min()], [values.max() - mean]], color=drawn.color, capsize=3, linewidth=1.6)
+    spread = [[mean - values.min()], [values.max() - mean]]
+    axes.errorbar(place, mean, spread, color=drawn.color, capsize=3, linewidth=1.6)
     axes.plot(place, mean, drawn.marker, color=drawn.color, markersize=8, zorder=4,
               markerfacecolor=drawn.color if reached.all() else "white", markeredgewidth=1.4)
     for value, met in zip(values, reached):
@@ -443,7 +472,7 @@ def _density_axis(axes, lowest: float, top: float = 1.25) -> None:
         steps = [tick for tick in steps if np.isclose(np.log10(tick) % 1, 0) or np.isclose(np.log10(tick) % 1, 1)]
     axes.set_yticks(steps)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylim(bottom, top)
 
 
@@ -483,7 +512,7 @@ def _network(axes, notation: str, most: int) -> None:
     axes.axis("off")
     channels, height, width = input_shape(notation)
     _maps(axes, 0, channels, height, width, "#b5b5b5")
-    axes.text(0, -0.62, "input", ha="center", va="center", fontsize=9, fontweight="bold")
+    axes.text(0, -0.62, "input", fontsize=9, fontweight="bold", **CENTER)
     for number, layer in enumerate(found, start=1):
         if layer.kind == "conv":
             side = round(layer.positions**0.5)
@@ -491,40 +520,42 @@ def _network(axes, notation: str, most: int) -> None:
         else:
             tall = 0.42 * np.log10(layer.shape[0])
             axes.add_patch(Rectangle((number - 0.07, 0.75 - tall / 2), 0.14, tall, color="#e69f00", ec=INK, lw=0.8))
-            axes.text(number, -0.2, f"{layer.shape[0]} neurons", ha="center", va="center", fontsize=7.5, color=SOFT)
-        axes.text(number, -0.62, layer.name, ha="center", va="center", fontsize=9, fontweight="bold")
+            axes.text(number, -0.2, f"{layer.shape[0]} neurons", fontsize=7.5, color=SOFT, **CENTER)
+        axes.text(number, -0.62, layer.name, fontsize=9, fontweight="bold", **CENTER)
+    axes.text(-0.55, -1.02, "weights (out × in)", ha="right", va="center", fontsize=8.5)
+    for number, layer in enumerate(found, start=1):
+        axes.text(number, -1.02, " × ".join(map(str, layer.shape)), fontsize=8, **CENTER)
+    axes.text(most + 1, -0.62, "total", fontsize=9, fontweight="bold", **CENTER)
     rows = {
-        "weights (out × in)": (None, [" × ".join(map(str, layer.shape)) for layer in found], ""),
-        "synapses": (counts := [layer.synapses for layer in found], [f"{n:,}" for n in counts], f"{sum(counts):,}"),
-        "multiply-accumulates\nper image": (counts := [layer.macs for layer in found], [f"{n:,}" for n in counts], f"{sum(counts):,}"),
+        "synapses": [layer.synapses for layer in found],
+        "multiply-accumulates\nper image": [layer.macs for layer in found],
     }
-    axes.text(most + 1, -0.62, "total", ha="center", va="center", fontsize=9, fontweight="bold")
-    for line, (name, (values, texts, total)) in enumerate(rows.items()):
-        y = -1.02 - 0.46 * line
+    for y, (name, values) in zip((-1.48, -1.94), rows.items()):
         axes.text(-0.55, y, name, ha="right", va="center", fontsize=8.5, linespacing=0.95)
-        for number, text in enumerate(texts, start=1):
-            if values:
-                share = values[number - 1] / sum(values)
-                axes.add_patch(Rectangle((number - 0.48, y - 0.2), 0.96, 0.4, color="#0072b2", alpha=0.06 + 0.4 * share, lw=0))
-            axes.text(number, y, text, ha="center", va="center", fontsize=8)
-        axes.text(most + 1, y, total, ha="center", va="center", fontsize=8.5, fontweight="bold")
+        for number, value in enumerate(values, start=1):
+            shade = 0.06 + 0.4 * value / sum(values)
+            axes.add_patch(Rectangle((number - 0.48, y - 0.2), 0.96, 0.4, color="#0072b2", alpha=shade, lw=0))
+            axes.text(number, y, f"{value:,}", fontsize=8, **CENTER)
+        axes.text(most + 1, y, f"{sum(values):,}", fontsize=8.5, fontweight="bold", **CENTER)
 
 
 def _maps(axes, x: float, count: int, height: int, width: int, color: str) -> None:
-    side, drawn = 0.32 * np.log2(max(height, 2)) / 2, min(count, 4)
+    side, drawn = 0.27 * np.log2(max(height, 2)) / 2, min(count, 4)
     for number in range(drawn):
         shift = 0.07 * (number - (drawn - 1) / 2)
-        axes.add_patch(Rectangle((x - side / 2 + shift, 0.75 - side * 0.9 - shift), side, 1.8 * side, fc=color, ec="white", lw=0.9))
-    axes.text(x, -0.2, f"{count} × {height}×{width}", ha="center", va="center", fontsize=7.5, color=SOFT)
+        corner = (x - side / 2 + shift, 0.75 - side * 0.9 - shift)
+        axes.add_patch(Rectangle(corner, side, 1.8 * side, fc=color, ec="white", lw=0.9))
+    axes.text(x, -0.2, f"{count} × {height}×{width}", fontsize=7.5, color=SOFT, **CENTER)
 
 
 @_styled
 def iterative_pruning(record: dict, layer: str | None = None) -> Figure:
     """The report's figure 1: the cycle of iterative pruning, and a trained layer before and after it."""
     figure = Figure(figsize=(10.5, 5), layout="constrained")
-    left, before, after = figure.subplots(1, 3, width_ratios=(1.45, 1, 1))
+    left, before, after = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
     _cycle(left)
     _connections(before, after, record, layer)
+    figure.suptitle(_run_title(record), x=0.995, ha="right", fontsize=9, color=SOFT)
     return figure
 
 
@@ -541,28 +572,33 @@ def connections(record: dict, layer: str | None = None) -> Figure:
     """A layer's connections before and after pruning, from the mask in the record (its last linear layer's)."""
     figure = Figure(figsize=(6.8, 5), layout="constrained")
     _connections(*figure.subplots(1, 2), record, layer)
+    figure.suptitle(_run_title(record), x=0.995, ha="right", fontsize=9, color=SOFT)
     return figure
 
 
 def _cycle(axes) -> None:
-    axes.set(xlim=(-0.6, 10.6), ylim=(-0.3, 10.5))
+    axes.set(xlim=(-0.1, 11.2), ylim=(-0.4, 9.6))
     axes.axis("off")
-    _box(axes, 3.6, 8.6, 5.6, 1.6, "Train the connectivity", "all synapses, until the\nrequirement is met", "#dcebf5")
-    _box(axes, 3.6, 5.4, 5.6, 1.6, "Prune", "cut every synapse whose weight is\nat or below its layer's threshold", "#fbe3c4")
-    _box(axes, 3.6, 2.2, 5.6, 1.6, "Retrain (recovery)", "the synapses that are left\nmake up for those that went", "#d5efe5")
-    _arrow(axes, (3.6, 7.8), (3.6, 6.2))
-    _arrow(axes, (3.6, 4.6), (3.6, 3.0))
-    _arrow(axes, (6.4, 2.2), (6.4, 5.4), bend=0.75)
-    axes.text(8.75, 3.8, "requirement\nmet again:\nnext round,\nthresholds rise", ha="left", va="center", fontsize=8.5)
-    _arrow(axes, (3.6, 1.4), (3.6, 0.55))
-    axes.text(3.6, 0.1, "not recovered in time: deliver the sparsest\nmodel that met the requirement", ha="center", va="center", fontsize=8.5)
+    _box(axes, 3.6, 8.6, 6.8, 1.7, "Train the connectivity", "all synapses, until the\nrequirement is met", BLUE)
+    _box(axes, 3.6, 5.4, 6.8, 1.7, "Prune", "cut every synapse with a weight\nat or below the threshold", ORANGE)
+    _box(axes, 3.6, 2.2, 6.8, 1.7, "Retrain (recovery)", "the synapses that are left\nmake up for the others", GREEN)
+    _arrow(axes, (3.6, 7.75), (3.6, 6.25))
+    _arrow(axes, (3.6, 4.55), (3.6, 3.05))
+    _arrow(axes, (7.0, 2.2), (7.0, 5.4), bend=0.6)
+    axes.text(8.2, 3.8, "requirement\nmet again:\nnext round,\nthresholds rise", ha="left", va="center", fontsize=8.5)
+    _arrow(axes, (3.6, 1.35), (3.6, 0.5))
+    ending = "not recovered in time: deliver the sparsest\nmodel that met the requirement"
+    axes.text(3.6, 0.0, ending, fontsize=8.5, **CENTER)
 
 
 def _connections(before, after, record: dict, name: str | None) -> None:
-    shown = [part for part in record["layers"] if "mask" in part and len(part["shape"]) == 2 and name in (None, part["name"])]
-    if not shown:
-        raise ValueError(f"the record of {record['run']['name']} holds no mask of a linear layer{f' {name}' if name else ''}")
-    part = shown[-1]
+    shown = {part["name"]: part for part in record["layers"] if "mask" in part and len(part["shape"]) == 2}
+    if not shown or name not in (None, *shown):
+        raise ValueError(
+            f"the record of {record['run']['name']} holds masks of the linear layers {', '.join(shown) or '(none)'}, "
+            f"not of {name or 'any'}"
+        )
+    part = shown[name or list(shown)[-1]]
     outputs, inputs = part["shape"]
     bits = np.frombuffer(base64.b64decode(part["mask"]), np.uint8)
     mask = np.unpackbits(bits, count=outputs * inputs).reshape(outputs, inputs).astype(bool)
@@ -572,7 +608,8 @@ def _connections(before, after, record: dict, name: str | None) -> None:
         lines = [((0, left[i]), (1, right[o])) for o, i in zip(*np.nonzero(keep))]
         # Fewer lines are drawn stronger, so that both pictures carry about the same ink.
         weight = float(np.clip(60 / max(len(lines), 1), 0.12, 1))
-        axes.add_collection(LineCollection(lines, colors=color, linewidths=0.5 + 0.6 * weight, alpha=0.25 + 0.6 * weight))
+        drawn = {"linewidths": 0.5 + 0.6 * weight, "alpha": 0.25 + 0.6 * weight}
+        axes.add_collection(LineCollection(lines, colors=color, **drawn))
         for x, places, used, size in ((0, left, keep.any(0), 9), (1, right, keep.any(1), 34)):
             axes.scatter(np.full(len(places), x), places, s=size, c=[INK if on else "white" for on in used],
                          edgecolors=INK, linewidths=0.6, zorder=3)
@@ -580,8 +617,9 @@ def _connections(before, after, record: dict, name: str | None) -> None:
         axes.axis("off")
         axes.set_title(f"{part['name']} {when} pruning\n{len(lines):,} synapses", loc="center", fontsize=10)
     idle = int((~mask.any(0)).sum())
-    after.text(0.5, -0.05, f"{inputs} neurons, hollow: {idle} without a synapse", ha="center", va="top", fontsize=8, color=SOFT)
-    before.text(0.5, -0.05, f"{inputs} neurons to {outputs} classes", ha="center", va="top", fontsize=8, color=SOFT)
+    notes = (f"{inputs} neurons to {outputs} classes", f"{inputs} neurons, hollow: {idle} without a synapse")
+    for axes, note in zip((before, after), notes):
+        axes.text(0.5, -0.05, note, ha="center", va="top", fontsize=8, color=SOFT)
 
 
 @_styled
@@ -589,20 +627,61 @@ def implementation() -> Figure:
     """The report's figure 2: masks in the forward and backward pass, prune control between training steps."""
     figure = Figure(figsize=(10.5, 5.6), layout="constrained")
     axes = figure.subplots()
-    axes.set(xlim=(0, 21), ylim=(0, 11.2))
+    axes.set(xlim=(0, 21), ylim=(0, 11.4))
     axes.axis("off")
+    back, note = "#b04a00", {"fontsize": 8.5, "va": "center"}
+    head = {"fontsize": 10, "fontweight": "bold", "color": SOFT, "va": "center"}
+    _band(axes, 0.3, 7.1, 20.4, 4.2, "#f7f7f7", FAINT)
+    axes.text(0.7, 10.9, "Between training steps, at every evaluation", **head)
+    _band(axes, 0.3, 0.1, 20.4, 6.5, "#f7f7f7", FAINT)
+    axes.text(0.7, 0.5, "Every iteration: one training step", **head)
+
+    _box(axes, 17.4, 9.3, 4.4, 1.8, "Evaluation", "accuracy on the\nvalidation split", BLUE)
+    _box(axes, 11.6, 9.3, 4.8, 1.8, "Prune control", "requirement met? recovered?\npatience or budget spent?", ORANGE)
+    _box(axes, 5.6, 9.3, 4.8, 1.8, "Criterion, threshold", "a score for each synapse,\na threshold a layer", ORANGE)
+    _arrow(axes, (15.2, 9.3), (14.0, 9.3))
+    _arrow(axes, (9.2, 9.3), (8.0, 9.3))
+    axes.text(8.6, 9.65, "prune", ha="center", **note)
+    _arrow(axes, (11.6, 8.4), (11.6, 7.4))
+    axes.text(11.85, 7.8, "stop: deliver the sparsest\nmodel that met the requirement", **note)
+
+    _band(axes, 3.5, 1.95, 10.9, 3.95, "white", SOFT)
+    axes.text(14.1, 5.55, "each masked layer", ha="right", color=SOFT, **note)
+    _box(axes, 1.85, 3.9, 2.2, 1.3, "Batch", "images", BLUE)
+    _box(axes, 5.6, 4.8, 3.2, 1.35, "Mask", "one bit a synapse", ORANGE)
+    _box(axes, 5.6, 2.9, 3.2, 1.35, "Weight", "one number a synapse", GREEN)
+    _box(axes, 9.2, 3.9, 2.6, 1.5, "Select", "weight where\nmask, else 0", GREEN)
+    _box(axes, 12.6, 3.9, 2.8, 1.5, "Layer", "convolution or\nfully connected", GREEN)
+    _box(axes, 17.4, 3.9, 3.0, 1.35, "Loss", "cross-entropy", BLUE)
+    _box(axes, 10.3, 0.95, 4.4, 1.2, "Optimizer", "a step of the weights", BLUE)
+    for start, end in (
+        ((2.95, 3.9), (3.5, 3.9)), ((7.2, 4.8), (7.9, 4.25)), ((7.2, 2.9), (7.9, 3.55)),
+        ((10.5, 3.9), (11.2, 3.9)), ((14.4, 3.9), (15.9, 3.9)), ((17.4, 4.58), (17.4, 8.4)), ((5.6, 8.4), (5.6, 5.5)),
+    ):
+        _arrow(axes, start, end)
+    axes.text(5.85, 7.8, "new mask:\nwhat is cut stays cut", **note)
+    axes.text(17.65, 7.4, "the model as it is", **note)
+    axes.plot([17.4, 17.4], [3.2, 0.95], color=back, linestyle="--")
+    _arrow(axes, (17.4, 0.95), (12.5, 0.95), color=back, linestyle="--")
+    axes.text(14.95, 1.45, "backward: gradient zero\nwhere the mask is off", ha="center", color=back, **note)
+    axes.plot([8.1, 5.6], [0.95, 0.95], color=back, linestyle="--")
+    _arrow(axes, (5.6, 0.95), (5.6, 2.2), color=back, linestyle="--")
     return figure
+
+
+def _band(axes, x: float, y: float, width: float, height: float, color: str, edge: str) -> None:
+    round_edges = "round,pad=0,rounding_size=0.25"
+    axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=round_edges, facecolor=color, edgecolor=edge))
 
 
 def _box(axes, x: float, y: float, width: float, height: float, head: str, text: str, color: str) -> None:
     """A rounded box around (x, y) with a bold head above its text."""
-    axes.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.02,rounding_size=0.18",
-                                  facecolor=color, edgecolor=INK, linewidth=1))
-    lines = text.count("\n") + 1 if text else 0
-    axes.text(x, y + 0.24 * lines, head, ha="center", va="center", fontsize=10, fontweight="bold")
-    axes.text(x, y - 0.3, text, ha="center", va="center", fontsize=8.5, linespacing=1.15)
+    _band(axes, x - width / 2, y - height / 2, width, height, color, INK)
+    lines = text.count("\n") + 1
+    axes.text(x, y + 0.24 * lines, head, fontsize=10, fontweight="bold", **CENTER)
+    axes.text(x, y - 0.3, text, fontsize=8.5, linespacing=1.15, **CENTER)
 
 
 def _arrow(axes, start: tuple, end: tuple, bend: float = 0.0, color: str = INK, **kind) -> None:
     axes.add_patch(FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", arrowstyle="-|>", mutation_scale=14,
-                                   color=color, linewidth=1.4, shrinkA=0, shrinkB=2, **kind))
+                                   color=color, linewidth=1.4, shrinkA=0, shrinkB=2, zorder=3, **kind))

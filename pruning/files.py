@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,12 +41,11 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
+        reason = f"{error.strerror or error}. Make room or give the right to write; what is finished is kept"
+        raise OSError(error.errno, f"cannot write {path}: {reason}") from error
+    finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise OSError(
-            error.errno, f"cannot write {path}: {reason}. Make room or give the right to write; what is finished is kept"
-        ) from error
 
 
 _MAGIC = b"pruning state 1\n"
@@ -80,41 +79,40 @@ def load_state(path: Path, owner: str, device: torch.device | str = "cpu") -> di
 
 
 def set_aside(path: Path, folder: Path) -> Path:
-    """Move a file that cannot be used into ``folder`` under a free name; returns the new path."""
+    """Move a file that cannot be used into ``folder`` under a free name; returns the new path.
+
+    That another process has moved it meanwhile is no error.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     number = 1
     while (target := folder / f"{path.name}.{number}").exists():
         number += 1
-    path.replace(target)
+    with contextlib.suppress(FileNotFoundError):
+        path.replace(target)
     return target
 
 
 @contextlib.contextmanager
-def locked(path: Path, wait: bool = True, waiting=None) -> Iterator[None]:
+def locked(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold ``path`` as this process's alone; the lock goes with the process, however it ends.
 
-    Where another process holds it: wait for it (after a call of ``waiting`` with that process's
-    number), or without ``wait`` raise ``BlockingIOError`` that names the process.
+    Where another process holds it: wait for it, after a call of ``waiting`` with its number.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")
+        file = open(path, "ab+", buffering=0)  # noqa: SIM115 (closed below, after the error is named)
     except OSError as error:
         raise OSError(error.errno, f"cannot write in {path.parent}: {error.strerror}") from error
     with file:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                if not wait:
-                    raise BlockingIOError(error.errno, f"process {holder} is at work on this already ({path})") from error
+            except BlockingIOError:
                 if waiting:
-                    waiting(holder)
+                    file.seek(0)
+                    waiting(file.read().decode() or "unknown")
                 fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
+        with contextlib.suppress(OSError):  # a word to who waits; a full disk does not take the lock away
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
         yield

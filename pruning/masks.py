@@ -61,8 +61,9 @@ class _Masked:
     def _load_from_state_dict(self, state_dict, prefix, *args):
         # A plain layer's state has no mask: its weights arrive with nothing pruned.
         key = prefix + "mask"
-        if prefix + "weight" in state_dict and key not in state_dict:
-            state_dict[key] = torch.ones_like(self.mask)
+        weight = state_dict.get(prefix + "weight")
+        if weight is not None and key not in state_dict:
+            state_dict[key] = torch.ones_like(weight, dtype=torch.bool)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -100,22 +101,25 @@ def masked(model: nn.Module, zeros_pruned: bool = False) -> nn.Module:
     module only where the model itself is one layer). With ``zeros_pruned`` a weight that is
     exactly zero counts as pruned: so a sparse model that was saved without masks goes on.
     Subclasses of the two layers keep their own forward pass and are left alone. Raises
-    ``ValueError`` where two layers share one weight tensor, since each would mask it its own way.
+    ``ValueError`` where another module has a layer's weight tensor too: it would not know the mask.
     """
+    prunable = {id(layer.weight) for layer in model.modules() if type(layer) in _TWIN or type(layer) in _PLAIN}
     owner: dict[int, str] = {}
-    for name, layer in model.named_modules():
-        if type(layer) in _TWIN or type(layer) in _PLAIN:
-            first = owner.setdefault(id(layer.weight), name)
-            if first != name:
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in prunable and (first := owner.setdefault(id(parameter), name)) != name:
                 raise ValueError(f"layers '{first}' and '{name}' share one weight tensor: untie them")
 
     def twin(layer: nn.Module) -> nn.Module:
         new = _rebuilt(layer, _TWIN[type(layer)])
-        keep = layer.weight.detach() != 0 if zeros_pruned else torch.ones_like(layer.weight, dtype=torch.bool)
-        new.register_buffer("mask", keep)
+        new.register_buffer("mask", torch.ones_like(layer.weight, dtype=torch.bool))
         return new
 
-    return _replaced(model, _TWIN, twin)
+    model = _replaced(model, _TWIN, twin)
+    if zeros_pruned:
+        for layer in masked_layers(model).values():
+            layer.prune(layer.weight != 0)
+    return model
 
 
 def unmasked(model: nn.Module) -> nn.Module:

@@ -80,3 +80,51 @@ def write_table(study: str, found: Iterable[dict]) -> Path:
 def titles(found: Iterable[dict]) -> dict[str, str]:
     """Each benchmark with the data it was trained on, as figures name it: "cifar10-2c": "CIFAR-10 (JPEG copy)"."""
     return {record["run"]["benchmark"]: record["data"] for record in found}
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds, one row per benchmark, requirement and method.
+
+    Columns: ``runs``, ``reached`` (how many met the requirement), ``density``, ``density_sd``,
+    ``effort``, ``effort_sd`` (of those that reached it), ``iterations``, ``test_accuracy``.
+    """
+    groups = table.groupby(KEYS[:3])
+    return groups.agg(
+        runs=("seed", "size"), reached=("reached", "sum"),
+        density=("density", "mean"), density_sd=("density", "std"),
+        effort=("effort", "mean"), effort_sd=("effort", "std"),
+        iterations=("iterations", "mean"), test_accuracy=("test_accuracy", "mean"),
+    ).reset_index()
+
+
+def markdown(table: pd.DataFrame, named: Mapping[str, str], methods: Iterable[str]) -> str:
+    """The README's table: significant synapses in percent and the effort of each pruning method."""
+    found = summary(table).set_index(KEYS[:3])
+    methods = [method for method in methods if method != "unpruned" and method in set(table["method"])]
+    lines = [
+        "| benchmark | requirement | " + " | ".join(methods) + " |",
+        "|---|---|" + "---|" * len(methods),
+    ]
+    for benchmark, requirement in sorted({key[:2] for key in found.index}):
+        cells = []
+        for method in methods:
+            if (benchmark, requirement, method) not in found.index:
+                cells.append("")
+                continue
+            row = found.loc[(benchmark, requirement, method)]
+            missed = f", {row.runs - row.reached} of {row.runs} not reached" if row.reached < row.runs else ""
+            effort = f"{row.effort:.1f}×" if row.reached else "–"
+            cells.append(f"{100 * row.density:.1f} ± {100 * row.density_sd:.1f} % ({effort}{missed})")
+        lines.append(f"| {benchmark}, {named[benchmark]} | {100 * requirement:.0f} % | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def readme(text: str, study: str, methods: Iterable[str]) -> str:
+    """``text`` with what stands between the marks ``<!-- table -->`` and ``<!-- /table -->`` made anew."""
+    found = records(study)
+    start, end = "<!-- table -->", "<!-- /table -->"
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"the README must hold the marks {start} and {end} once each")
+    before, rest = text.split(start)
+    after = rest.split(end)[1]
+    return f"{before}{start}\n{markdown(frame(found), titles(found), methods)}\n{end}{after}"

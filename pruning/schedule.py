@@ -19,6 +19,10 @@ class Rising:
     paced: ClassVar[str] = "rounds"
     full: ClassVar[float] = 0.0
 
+    def __post_init__(self):
+        if not self.rate > 0:
+            raise ValueError(f"rate must be positive, got {self.rate}")
+
     def amount(self, progress: float) -> float:
         """Quality factor after ``progress`` rounds; a layer's pace may make it fractional."""
         return self.rate * progress

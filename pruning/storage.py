@@ -3,7 +3,7 @@
     small = shared(model, clusters=32)                   # weights shared by k-means, a copy
     save(path, small, "entropy", notation)               # one file, whole or not at all
     model = load(path)                                   # a masked lenet, bit for bit `small`
-    sizes(model, notation)                               # {"dense32": 177800, ..., "entropy": 3012}
+    sizes(model, notation)                               # {"dense32": 177743, ..., "entropy": 3444}
 
 Every encoding is lossless: what is lost, is lost in `shared`. A file is, in this order: the bytes
 ``PRN`` and the version; the encoding; the notation, or where there is none the names, dtypes and
@@ -65,7 +65,9 @@ def encode(model: nn.Module, encoding: str, notation: str = "") -> bytes:
     if not notation:
         data += _described(table)
     elif table != _expected(notation):
-        raise ValueError(f"the model is not a masked lenet({notation!r}): its layers differ, or masked(model) was not called")
+        raise ValueError(
+            f"the model is not a masked lenet({notation!r}): its layers differ, or masked(model) was not called"
+        )
     for entry in table:
         if entry.masked:
             keep = state[entry.mask].numpy().reshape(entry.shape[0], math.prod(entry.shape[1:]))
@@ -87,12 +89,14 @@ def decode_state(data: bytes, limit: int = LIMIT) -> dict[str, Tensor]:
 def decode(data: bytes, limit: int = LIMIT) -> nn.Module:
     """The masked network from a file that holds its notation.
 
-    Raises ``StorageError`` for any file that ``encode`` does not write, before it takes memory
-    for more than ``limit`` elements (some 14 bytes each).
+    Raises ``StorageError`` for a file that is truncated, altered or of another kind, before it
+    takes memory for more than ``limit`` elements (some 14 bytes each).
     """
     notation, state = _decode(data, limit)
     if not notation:
-        raise StorageError("the file holds no notation to rebuild the model from: load decode_state(data) into your model")
+        raise StorageError(
+            "the file holds no notation to rebuild the model from: load decode_state(data) into your model"
+        )
     return rebuilt(notation, state)
 
 
@@ -158,7 +162,9 @@ def shared(model: nn.Module, clusters: int = 32) -> nn.Module:
     return _rounded(model)
 
 
-def tune(model: nn.Module, loss: Callable[[nn.Module, object], Tensor], batches: Iterable, rate: float = 1e-3) -> nn.Module:
+def tune(
+    model: nn.Module, loss: Callable[[nn.Module, object], Tensor], batches: Iterable, rate: float = 1e-3
+) -> nn.Module:
     """Train the shared weights of a ``shared`` model in place, and return it.
 
     ``loss(model, batch)`` is a scalar; one Adam update a batch. The gradient of a shared weight
@@ -238,7 +244,10 @@ def _expected(notation: str) -> list[_Entry]:
     return [
         entry
         for layer in layers(notation)
-        for entry in (_Entry(f"{layer.name}.weight", layer.shape, masked=True), _Entry(f"{layer.name}.bias", (layer.biases,)))
+        for entry in (
+            _Entry(f"{layer.name}.weight", layer.shape, masked=True),
+            _Entry(f"{layer.name}.bias", (layer.biases,)),
+        )
     ]
 
 
@@ -270,7 +279,9 @@ def _opened(data: bytes) -> tuple[str, str, _Reader]:
     if data[:3] != MAGIC[:3]:
         raise StorageError("not a stored network: the file does not begin with PRN")
     if data[3:4] != MAGIC[3:]:
-        raise StorageError(f"version {data[3:4].hex() or 'missing'} of the format; this program reads version {MAGIC[3]}")
+        raise StorageError(
+            f"version {data[3:4].hex() or 'missing'} of the format; this program reads version {MAGIC[3]}"
+        )
     if len(data) < 8 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise StorageError("the file is truncated or altered: its checksum does not fit")
     reader = _Reader(data[4:-4])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import functools
 import platform
 import subprocess
@@ -30,7 +31,7 @@ from pruning.control import METHODS
 from pruning.files import DamagedFile, locked, save_state, set_aside
 from pruning.masks import masked_layers
 from pruning.networks import layers as network_layers
-from pruning.results import ROOT, digest, folder, read_record, write_record, write_table
+from pruning.results import ROOT, digest, folder, read_record, readme, write_record, write_table
 from pruning.training import Recipe, Training, accuracy, network, prepare, train
 
 # To be raised when a change to the code makes the same parameters give other numbers.
@@ -42,8 +43,8 @@ MASK_LIMIT = 4096
 
 # name: (dataset, network in the report's notation)
 BENCHMARKS = {
-    f"{prefix}-{depth}": (dataset, f"{shape}-{rest}")
-    for prefix, dataset, shape in (("digits", "digits", "28x28"), ("mnist", "mnist", "28x28"), ("cifar10", "cifar10", "3x32x32"))
+    f"{dataset}-{depth}": (dataset, f"{shape}-{rest}")
+    for dataset, shape in (("digits", "28x28"), ("mnist", "28x28"), ("cifar10", "3x32x32"))
     for depth, rest in (("2c", "6c5-16c5-120-84-10"), ("3c", "6c3-16c3-36c4-240-120-84-10"))
 }
 
@@ -212,16 +213,16 @@ class Study(_Strict):
                     f"benchmark '{name}' is not in the study '{self.name}', which has {', '.join(self.benchmarks)}"
                 )
         wanted = _listed("requirements", requirements, float)
-        try:
-            return tuple(
-                Run(study=self.name, benchmark=name, requirement=requirement, method=method, seed=seed, settings=self.settings[name])
-                for name in names
-                for requirement in wanted or self.requirements[name]
-                for method in _listed("methods", methods, str) or self.methods
-                for seed in _listed("seeds", seeds, int) or self.seeds
-            )
-        except ValidationError as error:
-            raise StudyError(_plain(error)) from error
+        return tuple(
+            _checked(Run, {
+                "study": self.name, "benchmark": name, "requirement": requirement, "method": method, "seed": seed,
+                "settings": self.settings[name],
+            })
+            for name in names
+            for requirement in wanted or self.requirements[name]
+            for method in _listed("methods", methods, str) or self.methods
+            for seed in _listed("seeds", seeds, int) or self.seeds
+        )
 
 
 def names() -> list[str]:
@@ -235,18 +236,19 @@ def load(name: str | Path) -> Study:
     if not path.is_file():
         raise StudyError(f"no study '{name}' ({path} is missing); there are {', '.join(names())}")
     try:
-        found = yaml.load(path.read_text(), _UniqueKeys)
-        if not isinstance(found, dict):
-            raise StudyError(f"{path}: a study is a mapping with the keys {', '.join(_StudySpec.model_fields)}")
-        spec = _StudySpec.model_validate(found)
-        settings = {}
-        for benchmark, part in spec.benchmarks.items():
-            settings[benchmark] = Settings.model_validate(spec.settings | part.settings)
+        found = yaml.load(path.read_bytes(), _UniqueKeys)
     except yaml.YAMLError as error:
         raise StudyError(f"{path} is not valid YAML: {error}") from error
-    except ValidationError as error:
-        raise StudyError(f"{path}: {_plain(error)}") from error
-    for what, values in (("methods", spec.methods), ("seeds", spec.seeds)):
+    if not isinstance(found, dict):
+        raise StudyError(f"{path}: a study is a mapping with the keys {', '.join(_StudySpec.model_fields)}")
+    spec = _checked(_StudySpec, found, f"{path}: ")
+    common = _checked(Settings, spec.settings, f"{path}: settings.").model_dump(exclude_unset=True)
+    settings = {}
+    for benchmark, part in spec.benchmarks.items():
+        own = _checked(Settings, part.settings, f"{path}: benchmarks.{benchmark}.settings.")
+        settings[benchmark] = Settings(**common | own.model_dump(exclude_unset=True))
+    lists = {f"benchmarks.{benchmark}.requirements": part.requirements for benchmark, part in spec.benchmarks.items()}
+    for what, values in (lists | {"methods": spec.methods, "seeds": spec.seeds}).items():
         if len(set(values)) < len(values):
             raise StudyError(f"{path}: {what} lists something twice: {values}")
     return Study(
@@ -282,7 +284,8 @@ def current(run: Run) -> dict | None:
 
 
 def perform(
-    run: Run, device: str = "cpu", progress: Callable | None = None, warn: Callable[[str], None] = print, every: float = 20.0
+    run: Run, device: str = "cpu", progress: Callable | None = None, warn: Callable[[str], None] = print,
+    every: float = 20.0,
 ) -> dict:
     """The run's record: read if it is current, else trained for, from its last checkpoint on.
 
@@ -291,6 +294,9 @@ def perform(
     denormal numbers taken as zero.
     """
     target = checked_device(device)
+    record = current(run)
+    if record is not None:
+        return record
     lock = run.place("work", ".lock")
     with locked(lock, waiting=lambda pid: warn(f"process {pid} is at work on {run.name}: waiting for it")):
         record = current(run)
@@ -304,11 +310,14 @@ def perform(
                 reason = f"damaged ({error})"
             aside = set_aside(run.record_path, run.place("work", "").parent / "set-aside")
             warn(f"the record of {run.name} is {reason}; set aside as {aside}, the run is done again")
+        for scrap in folder(run.study).glob(f"*/.{run.name}.*.tmp"):
+            scrap.unlink()  # a process that was killed while it wrote leaves one behind
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
         dataset = _dataset(run.dataset, str(target))
         training = prepare(
-            run.network, run.settings.recipe, run.requirement, METHODS[run.method], run.seed, target, **run.settings.limits
+            run.network, run.settings.recipe, run.requirement, METHODS[run.method], run.seed, target,
+            **run.settings.limits,
         )
         checkpoint = run.place("work", ".checkpoint")
         owner = f"{run.key} {dataset.fingerprint}"
@@ -327,10 +336,13 @@ def perform(
 
 def checked_device(name: str) -> torch.device:
     """The device of this name; ``StudyError`` where this machine does not have it."""
+    unknown = f"no device '{name}': say cpu, cuda or cuda:0"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise StudyError(f"no device '{name}': say cpu, cuda or cuda:0") from error
+        raise StudyError(unknown) from error
+    if device.type not in ("cpu", "cuda"):
+        raise StudyError(unknown)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise StudyError(f"device '{name}' was asked for, but torch sees no CUDA device here: say cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -477,9 +489,10 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' stands twice", key.start_mark)
-            seen.add(key.value)
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{name}' stands twice", key.start_mark)
+            seen.add(name)
         return super().construct_mapping(node, deep)
 
 
@@ -488,32 +501,41 @@ def _listed(what: str, value, kind: type) -> list | None:
     if value is None:
         return None
     if isinstance(value, str) and (kind is not str or value.lstrip().startswith("[")):
-        value = yaml.safe_load(value)
+        with contextlib.suppress(yaml.YAMLError):
+            value = yaml.safe_load(value)
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     accepted = (int, float) if kind is float else kind
     if not values or any(isinstance(item, bool) or not isinstance(item, accepted) for item in values):
-        raise StudyError(f"{what} must be a list of one or more {kind.__name__}s, such as -y '{what}: [...]'; got {value!r}")
+        expected = f"a list of one or more {kind.__name__}s, such as -y '{what}: [...]'"
+        raise StudyError(f"{what} must be {expected}; got {value!r}")
     return [kind(item) for item in values]
 
 
-def _plain(error: ValidationError) -> str:
-    """pydantic's findings in one line each: the key, what is wrong, what was given."""
-    said = []
-    for finding in error.errors():
-        place = ".".join(str(part) for part in finding["loc"]) or "study"
-        if finding["type"] == "extra_forbidden":
-            said.append(f"unknown key '{place}'")
-        elif finding["type"] == "missing":
-            said.append(f"the key '{place}' is missing")
-        else:
-            said.append(f"{place}: {finding['msg'].removeprefix('Value error, ')} (got {finding['input']!r})")
-    return "; ".join(said)
+def _checked(model: type[_Strict], values: dict, place: str = "") -> _Strict:
+    """The model made of values; ``StudyError`` names each key, what is wrong and what was given.
+
+    ``place`` is said before each key: the file and the keys above.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        said = []
+        for finding in error.errors():
+            key = place + ".".join(str(part) for part in finding["loc"])
+            if finding["type"] == "extra_forbidden":
+                known = _BenchmarkSpec if finding["loc"][0] == "benchmarks" else model
+                said.append(f"{key}: unknown key; known are {', '.join(known.model_fields)}")
+            elif finding["type"] == "missing":
+                said.append(f"{key}: the key is missing")
+            else:
+                said.append(f"{key}: {finding['msg'].removeprefix('Value error, ')} (got {finding['input']!r})")
+        raise StudyError("; ".join(said)) from error
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """List the studies, see how far one is, run it without notebooks, collect its table, or start it afresh."""
+    """List the studies, see how far one is, run it without notebooks, collect its table, put it into the README, or start afresh."""
     parser = argparse.ArgumentParser(prog="python -m pruning.study", description=main.__doc__)
-    parser.add_argument("action", choices=("list", "status", "run", "table", "fresh"))
+    parser.add_argument("action", choices=("list", "status", "run", "table", "readme", "fresh"))
     parser.add_argument("study", nargs="?", default="digits")
     parser.add_argument("--benchmark", help="only this benchmark")
     for name in ("requirements", "methods", "seeds"):
@@ -533,9 +555,13 @@ def main(arguments: list[str] | None = None) -> int:
         elif given.action == "table":
             found = [record for run in chosen if (record := current(run))]
             print(f"{write_table(given.study, found)}: {len(found)} of {len(chosen)} runs")
+        elif given.action == "readme":
+            path = ROOT / "README.md"
+            path.write_text(readme(path.read_text(), given.study, METHODS))
         elif given.action == "fresh":
             for run in chosen:
-                for path in (run.record_path, run.place("work", ".checkpoint"), run.place("models", ".model")):
+                kept = (run.record_path, run.place("work", ".checkpoint"), run.place("models", ".model"))
+                for path in (*kept, *folder(run.study).glob(f"work/dense-{run.benchmark}-{run.seed}-*/*.dense")):
                     path.unlink(missing_ok=True)
             print(f"{given.study}: {len(chosen)} runs will be done again")
         else:

@@ -7,6 +7,7 @@ iteration, so a run that was killed goes on from its checkpoint to the same numb
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -127,6 +128,11 @@ class Training:
     iteration: int = 0
     seconds: float = 0.0
 
+    @functools.cached_property
+    def parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The average's parameters and the live ones, in the same order."""
+        return list(self.average.parameters()), list(self.model.parameters())
+
     def state_dict(self) -> dict:
         parts = ("model", "average", "optimizer", "control")
         return {name: getattr(self, name).state_dict() for name in parts} | {
@@ -155,6 +161,20 @@ def prepare(
     return Training(model, average, optimizer, control)
 
 
+def step(training: Training, recipe: Recipe, images: Tensor, labels: Tensor) -> None:
+    """One iteration: forward, backward, update, average; no synchronisation with the device."""
+    F.cross_entropy(training.model(images), labels).backward()
+    for group in training.optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * min(1, (training.iteration + 1) / max(recipe.warmup, 1))
+    training.optimizer.step()
+    training.optimizer.zero_grad()
+    training.iteration += 1
+    # Young averages forget faster, so that the first weights do not linger.
+    decay = min(recipe.averaging, (1 + training.iteration) / (10 + training.iteration))
+    with torch.no_grad():
+        torch._foreach_lerp_(*training.parameters, 1 - decay)
+
+
 def train(
     training: Training, dataset: Dataset, recipe: Recipe, seed: int,
     checkpoint: Path | None = None, owner: str = "", every: float = 20.0,
@@ -177,23 +197,13 @@ def train(
         training.load_state_dict(state)
     elif dense is not None:
         _join(training, dense, dense_owner, device, warn)
-    model, average, optimizer, control = training.model, training.average, training.optimizer, training.control
-    weights, averages = list(model.parameters()), list(average.parameters())
+    average, control = training.average, training.control
     began = saved = time.perf_counter()
     before = training.seconds
     stream = batches(dataset, recipe, seed, training.iteration)
     while not control.finished:
         images, labels = next(stream)
-        F.cross_entropy(model(images), labels).backward()
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * min(1, (training.iteration + 1) / max(recipe.warmup, 1))
-        optimizer.step()
-        optimizer.zero_grad()
-        training.iteration += 1
-        # Young averages forget faster, so that the first weights do not linger.
-        decay = min(recipe.averaging, (1 + training.iteration) / (10 + training.iteration))
-        with torch.no_grad():
-            torch._foreach_lerp_(averages, weights, 1 - decay)
+        step(training, recipe, images, labels)
         if training.iteration % recipe.interval == 0:
             found = accuracy(average, dataset.validation)
             training.seconds = before + time.perf_counter() - began
@@ -209,10 +219,10 @@ def train(
 
 
 def _usable(path: Path, owner: str, device: torch.device, warn: Callable[[str], None]) -> dict | None:
-    if not path.exists():
-        return None
     try:
         return load_state(path, owner, device)
+    except FileNotFoundError:
+        return None
     except DamagedFile as error:
         aside = set_aside(path, path.parent / "set-aside")
         warn(f"{error}; set aside as {aside}, training starts anew")

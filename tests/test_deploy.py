@@ -18,7 +18,16 @@ from pruning.masks import masked, masked_layers, unmasked
 from pruning.networks import input_shape, layers, lenet
 
 LENET = "28x28-6c5-16c5-120-84-10"
-SANITIZED = ("-std=c99", "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror")
+SANITIZED = (
+    "-std=c99",
+    "-g",
+    "-O1",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+)
 NOTATIONS = [
     "12x12-4c3-6c3-9-7-3",
     "3x13x11-3c3-5c2-8-4",
@@ -62,7 +71,7 @@ def real():
         torch.manual_seed(0)
         model = masked(lenet(LENET))
     optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, nesterov=True)
-    for iteration in range(450):
+    for iteration in range(375):
         if iteration >= 150 and iteration % 25 == 0:
             for layer in masked_layers(model).values():
                 kept = max(0.04 if layer.synapses > 5000 else 0.25, 0.6 ** (iteration // 25 - 5))
@@ -148,8 +157,12 @@ def test_an_empty_network_keeps_one_neuron_a_layer():
 
 def test_plain_and_channels_last_models_are_the_same_to_it(tmp_path):
     notation = "12x12-4c3-6c3-9-7-3"
-    model = pruned(notation, 0.15)
+    model = pruned(notation, 0.5)
+    model.conv1.prune(torch.arange(4)[:, None, None, None].ne(2).expand(4, 1, 3, 3))
+    with torch.no_grad():
+        model.conv1.bias[2] = 1.0  # a constant to fold into the kernels of conv2
     expected = compact(model, notation)
+    assert expected[1].startswith("12x12-3c3-6c3")
     for other in (unmasked(copy.deepcopy(model)), copy.deepcopy(model).to(memory_format=torch.channels_last)):
         small, short = compact(other, notation)
         assert short == expected[1]
@@ -208,7 +221,7 @@ def test_c_gives_every_test_image_the_class_of_pytorch(real, tmp_path):
 @pytest.mark.parametrize("notation", NOTATIONS)
 def test_c_of_any_network(notation, tmp_path):
     x = images(notation)
-    for density, quantize in ((0.3, None), (0.3, 8), (0, None)):
+    for density, quantize in ((0.3, None), (0.3, 8), (0, None))[: 3 if notation == "5x4-6-3" else 2]:
         model = pruned(notation, density)
         if quantize:  # weights that 8 bits hold exactly
             with torch.no_grad():
@@ -226,13 +239,23 @@ def test_the_file_holds_the_significant_synapses_and_says_how_large_its_tables_a
         tables = re.findall(r"static const (\w+) (\w+)\[(\d+)\] = \{([^}]*)\}", source)
         assert sum(size[kind] * int(count) for kind, _, count, _ in tables) == table_bytes(model, LENET, quantize)
         assert f"{table_bytes(model, LENET, quantize)} bytes of tables" in source
-        for kind, name, count, values in tables:
+        for _, name, count, values in tables:
             assert values.count(",") == int(count) - 1
             layer, part = name.split("_")
             if part in ("at", "weight"):
                 assert int(count) == model.get_submodule(layer).significant
-        if not quantize:
-            written = [float.fromhex(value.strip(" \nf")) for value in re.search(r"fc3_weight\[\d+\] = \{([^}]*)", source)[1].split(",")]
+        if quantize:
+            for layer in ("conv1", "fc2"):
+                parts = {name: values for _, name, _, values in tables}
+                kept = model.get_submodule(layer).weight[model.get_submodule(layer).mask].detach().numpy()
+                factor = float.fromhex(parts[f"{layer}_factor"].strip(" \nf"))
+                written = np.array([int(value) for value in parts[f"{layer}_weight"].split(",")])
+                assert abs(written).max() == 127 and np.allclose(written * factor, kept, rtol=0, atol=factor * 0.501)
+        else:
+            written = [
+                float.fromhex(value.strip(" \nf"))
+                for value in re.search(r"fc3_weight\[\d+\] = \{([^}]*)", source)[1].split(",")
+            ]
             assert written == model.fc3.weight[model.fc3.mask].tolist()
 
 
@@ -254,7 +277,9 @@ def test_a_program_says_what_is_wrong_with_its_input(tmp_path):
 
 def test_the_file_compiles_without_its_main_into_other_programs(tmp_path):
     (tmp_path / "model.c").write_text(to_c(pruned("4x4-3", 0.5), "4x4-3"))
-    (tmp_path / "device.c").write_text("int classify(const float *); int main(void) { float x[16] = {0}; return classify(x) > 2; }")
+    (tmp_path / "device.c").write_text(
+        "int classify(const float *); int main(void) { float x[16] = {0}; return classify(x) > 2; }"
+    )
     subprocess.run(["cc", *FLAGS, "-pedantic", "model.c", "device.c", "-o", "device", "-lm"], cwd=tmp_path, check=True)
     assert subprocess.run([tmp_path / "device"]).returncode == 0
 
@@ -264,8 +289,13 @@ def test_measure_compares_all_programs_on_the_same_images(real):
     table = measure(model, LENET, test.images[:20], rounds=2)
     assert list(table.columns) == ["program", "us", "low", "high", "speedup"]
     assert list(table["program"]) == [
-        "PyTorch dense", "ONNX Runtime dense", "ONNX Runtime compact", "ONNX Runtime, a call alone", "C", "C, 8-bit weights",
-    ]  # fmt: skip
+        "PyTorch dense",
+        "ONNX Runtime dense",
+        "ONNX Runtime compact",
+        "ONNX Runtime, a call alone",
+        "C",
+        "C, 8-bit weights",
+    ]
     assert (table["low"] <= table["us"]).all() and (table["us"] <= table["high"]).all() and (table["us"] > 0).all()
     assert table.set_index("program")["speedup"]["ONNX Runtime dense"] == 1
 
@@ -283,7 +313,9 @@ def test_the_command_takes_a_state_dict_and_then_what_it_wrote(real, tmp_path, c
     assert f"without dead neurons {notation}" in printed
     expected = logits(stored, test.images[:500]).argmax(1).numpy()
     x = test.images[:500].numpy()
-    assert np.array_equal(session((tmp_path / "out" / "model.onnx").read_bytes()).run(None, {"images": x})[0].argmax(1), expected)
+    assert np.array_equal(
+        session((tmp_path / "out" / "model.onnx").read_bytes()).run(None, {"images": x})[0].argmax(1), expected
+    )
     assert "8-bit weights" in (tmp_path / "out" / "model.c").read_text()
 
     assert deploy.main([str(tmp_path / "out" / "model.prn"), str(tmp_path / "again")]) == 0
@@ -338,5 +370,9 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
         assert "pickled code ran" not in captured.out + captured.err
     assert deploy.main([str(tmp_path / "good.prn"), str(tmp_path / "file" / "out")]) == 1
     assert not (tmp_path / "out").exists()
-    done = subprocess.run([sys.executable, "-m", "pruning.deploy", str(tmp_path / "missing"), str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pruning.deploy", str(tmp_path / "missing"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr

@@ -4,8 +4,17 @@ import torch
 from torch import nn
 
 from pruning.energy import (
-    ARITHMETIC_PJ, DRAM_PJ, FORMS, Load, at_density, classify, layer_energies, loads_of, sram_pj, what_if,
-)  # fmt: skip
+    ARITHMETIC_PJ,
+    DRAM_PJ,
+    FORMS,
+    Load,
+    at_density,
+    classify,
+    layer_energies,
+    loads_of,
+    sram_pj,
+    what_if,
+)
 from pruning.masks import masked
 from pruning.networks import input_shape, lenet
 from pruning.storage import relative_codes
@@ -81,9 +90,21 @@ def test_the_shapes_and_masks_of_a_lenet():
     model.train()
     loads = {load.name: load for load in loads_of(model, input_shape(LENET))}
     assert model.training
-    assert [(load.synapses, load.positions) for load in loads.values()] == [(150, 576), (2400, 64), (30720, 1), (10080, 1), (840, 1)]
+    assert [(load.synapses, load.positions) for load in loads.values()] == [
+        (150, 576),
+        (2400, 64),
+        (30720, 1),
+        (10080, 1),
+        (840, 1),
+    ]
     # pooled in passing: 6 x 12 x 12, 16 x 4 x 4
-    assert [(load.inputs, load.outputs) for load in loads.values()] == [(784, 864), (864, 256), (256, 120), (120, 84), (84, 10)]
+    assert [(load.inputs, load.outputs) for load in loads.values()] == [
+        (784, 864),
+        (864, 256),
+        (256, 120),
+        (120, 84),
+        (84, 10),
+    ]
     assert loads["fc1"].significant == loads["fc1"].codes == 0 and loads["fc2"].density == 1
     dense = classify(list(loads.values()), "dense", on_chip=1 << 20)
     assert dense.macs == 150 * 576 + 2400 * 64 + 30720 + 10080 + 840
@@ -109,7 +130,9 @@ def test_the_whole_is_the_sum_of_its_layers_and_pruning_saves():
         assert words == sorted(words, reverse=True) and words[-1] == 0
 
 
-@pytest.mark.parametrize("network, parameters, macs", [("alexnet", 61_100_840, 714_188_480), ("vgg16", 138_357_544, 15_470_264_320)])
+@pytest.mark.parametrize(
+    "network, parameters, macs", [("alexnet", 61_100_840, 714_188_480), ("vgg16", 138_357_544, 15_470_264_320)]
+)
 def test_the_large_networks_have_their_published_size(network, parameters, macs):
     loads = what_if(network, 1.0)
     assert sum(load.synapses + load.biases for load in loads) == parameters

@@ -31,7 +31,9 @@ def same(state: dict, expected: dict) -> bool:
         return tensor.numpy().tobytes()
 
     return list(sorted(state)) == list(sorted(expected)) and all(
-        state[name].dtype == expected[name].dtype and state[name].shape == expected[name].shape and raw(state[name]) == raw(expected[name])
+        state[name].dtype == expected[name].dtype
+        and state[name].shape == expected[name].shape
+        and raw(state[name]) == raw(expected[name])
         for name in expected
     )
 
@@ -52,7 +54,7 @@ def digits() -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     model = pruned(LENET, 1.0)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, nesterov=True)
-    for iteration in range(300):
+    for iteration in range(240):
         if iteration in (150, 180, 210):
             for layer in masked_layers(model).values():
                 kept = max(0.05 if layer.synapses > 5000 else 0.3, 0.4 - (iteration - 150) / 150)
@@ -107,11 +109,14 @@ def test_what_is_under_the_mask_is_not_stored():
         again = decode(encode(model, encoding, SMALL))
         assert torch.equal(again(images), model(images))
         assert not again.fc1.weight[~again.fc1.mask].any()
+    assert same(shared(model).state_dict(), shared(again).state_dict())
 
 
 def test_any_model_with_its_other_tensors():
     model = masked(
-        nn.Sequential(nn.Conv2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6, 3).double())
+        nn.Sequential(
+            nn.Conv2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6, 3).double()
+        )
     )
     with pytest.raises(ValueError, match="3.weight is torch.float64"):
         encode(model, "relative")
@@ -217,6 +222,7 @@ def test_sharing_again_changes_nothing():
 
 def test_on_real_digits_forty_times_smaller_with_the_same_classes(digits):
     test = load("digits").test
+
     def accuracy(model):
         with torch.no_grad():
             return (model(test.images).argmax(1) == test.labels).float().mean().item()
@@ -236,7 +242,10 @@ def test_tuning_repairs_what_sharing_broke_and_keeps_the_sharing(digits):
 
     small = shared(digits, 3)
     everything = torch.arange(len(train.images))
-    before, masks = loss(small, everything).item(), {name: layer.mask.clone() for name, layer in masked_layers(small).items()}
+    before, masks = (
+        loss(small, everything).item(),
+        {name: layer.mask.clone() for name, layer in masked_layers(small).items()},
+    )
     tuned = tune(small, loss, [everything[part::8] for part in range(8)] * 2)
     assert tuned is small and loss(small, everything).item() < before
     assert same(decode_state(encode(small, "entropy", LENET)), small.state_dict())
@@ -281,7 +290,7 @@ def test_a_forged_file_is_refused_or_a_network_and_nothing_else(encoding, notati
     body = encode(ready(pruned(), encoding), encoding, notation)[:-4]
     refused = 0
     for place in range(4, len(body)):
-        for value in (0, 1, body[place] ^ 1, body[place] ^ 128, 127, 255):
+        for value in (0, body[place] ^ 1, 255):
             forged = sealed(body[:place] + bytes([value]) + body[place + 1 :])
             try:
                 state = decode_state(forged, limit=100_000)
@@ -291,7 +300,7 @@ def test_a_forged_file_is_refused_or_a_network_and_nothing_else(encoding, notati
             for name, tensor in state.items():
                 if name.endswith("mask"):
                     assert tensor.dtype == torch.bool and not state[name[:-4] + "weight"][~tensor].any()
-    assert refused > 100
+    assert refused > 50
 
 
 def test_noise_after_a_good_head_is_refused():
@@ -336,6 +345,59 @@ def test_hostile_heads_are_refused_without_taking_memory(encoding, body, message
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()
+
+
+HALF = b"\x00" + b"\x01\x01w" + b"\x01" + b"\x02\x02\x08"  # one masked weight of 2 x 8
+ONE, TWO = b"\x00\x00\x80\x3f", b"\x00\x00\x00\x40"
+
+
+@pytest.mark.parametrize(
+    "encoding, good, bad",
+    [
+        ("bitmask", b"\x01\x00\x80" + ONE, b"\x01\x01\x80" + ONE),
+        ("bitmask", b"\x00", b"\x00\x00"),
+        ("csr", b"\x02\x00\x02\x02\x01\x07" + ONE + TWO, b"\x02\x00\x02\x02\x07\x01" + ONE + TWO),
+        ("csr", b"\x02\x00\x02\x02\x01\x07" + ONE + TWO, b"\x02\x00\x02\x02\x07\x07" + ONE + TWO),
+        ("csr", b"\x02\x00\x01\x02\x07\x01" + ONE + TWO, b"\x02\x00\x01\x02\x07\x08" + ONE + TWO),
+        ("csr", b"\x02\x00\x01\x02\x07\x01" + ONE + TWO, b"\x02\x00\x03\x02\x07\x01" + ONE + TWO),
+        ("csr", b"\x01\x00\x01\x01\x07" + ONE, b"\x01\x01\x01\x01\x07" + ONE),
+        # a synapse in place 4 by codes of 2 bits: a filler and 1; with a filler behind; beyond the end
+        ("relative", b"\x01\x02\x02\x07" + ONE, b"\x01\x02\x03\x37" + ONE),
+        ("relative", b"\x01\x02\x02\x07" + ONE, b"\x01\x02\x02\x17" + ONE),
+        ("relative", b"\x01\x02\x06\xff\x03" + ONE, b"\x01\x02\x06\xff\x07" + ONE),
+        ("relative", b"\x01\x02\x02\x07" + ONE, b"\x01\x00\x02\x07" + ONE),
+        ("relative", b"\x01\x02\x02\x07" + ONE, b"\x01\x02\x00" + ONE),
+        (
+            "codebook",
+            b"\x01\x02\x02\x07" + b"\x02\x01\x00\x3c\x00\x40\x00\x41\x02",
+            b"\x01\x02\x02\x07" + b"\x02\x01\x00\x3c\x00\x40\x00\x41\x03",
+        ),
+    ],
+)
+def test_only_what_is_exactly_a_layer_is_read(encoding, good, bad):
+    head = b"PRN\x01" + bytes([ENCODINGS.index(encoding)]) + HALF.replace(b"\x01w", b"\x06weight")
+    assert decode_state(sealed(head + good))["mask"].sum() == good[0]
+    for body in (bad, good + b"\x00"):
+        with pytest.raises(StorageError):
+            decode_state(sealed(head + body))
+
+
+def test_entropy_coded_words_left_over_are_refused():
+    model = masked(nn.Linear(8, 2, bias=False))
+    model.prune(torch.eye(2, 8, dtype=torch.bool))
+    body = encode(shared(model, 2), "entropy")[:-4]
+    assert body[-5] == 1  # one word of 32 bits
+    with pytest.raises(StorageError, match="entropy coded"):
+        decode_state(sealed(body[:-5] + b"\x04" + body[-4:] + 12 * b"\xff"))
+
+
+def test_a_truth_value_is_zero_or_one():
+    model = masked(nn.Sequential(nn.Linear(2, 1, bias=False), nn.Flatten()))
+    model[1].register_buffer("flags", torch.tensor([True, False]))
+    body = encode(model, "csr")[:-4]
+    assert body.endswith(b"\x01\x00") and decode_state(sealed(body))["1.flags"].tolist() == [True, False]
+    with pytest.raises(StorageError, match="truth value"):
+        decode_state(sealed(body[:-2] + b"\x02\x00"))
 
 
 def test_the_limit_holds_and_can_be_raised():

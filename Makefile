@@ -1,0 +1,58 @@
+# The front door. `make help` explains itself.
+STUDY ?= digits
+DEVICE ?= cpu
+JOBS ?= 2
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# One thread a process: two processes of one thread beat one of two.
+export OMP_NUM_THREADS := 1
+SNAKEMAKE = snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DEVICE)
+
+.DEFAULT_GOAL := help
+.PHONY: help install study figures status bench readme lab test clean
+
+help: ## this text
+	@echo "make study                 the digits study: trains, then renders every figure (a few minutes)"
+	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (a few hours)"
+	@echo "make study FRESH=1         train again what is trained already"
+	@echo
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo
+	@echo "Options: STUDY=digits|report, JOBS=2 (trainings side by side), DEVICE=cpu|cuda, PYTHON=python3"
+
+install: .venv/installed ## make .venv with the exact versions of requirements.lock
+
+.venv/installed: requirements.lock pyproject.toml
+	@test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+study: .venv/installed ## run a study (STUDY=digits) and render its figures; goes on where it was interrupted
+ifdef FRESH
+	@$(BIN)/python -m pruning.study fresh $(STUDY)
+endif
+	@$(SNAKEMAKE)
+	@$(BIN)/python -m pruning.study status $(STUDY)
+
+figures: .venv/installed ## render a study's figures from its records, training nothing
+	@$(SNAKEMAKE) train=no --forcerun 2-significant-synapses 3-training-effort --until figures
+
+status: .venv/installed ## how far a study is
+	@$(BIN)/python -m pruning.study status $(STUDY)
+
+bench: .venv/installed ## measure training speed side by side (about ten minutes, a quiet machine)
+	@$(BIN)/python -m benchmarks.training --device $(DEVICE)
+
+readme: .venv/installed ## put the table made from the records into README.md
+	@$(BIN)/python -m pruning.study readme report
+
+lab: .venv/installed ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab notebooks
+
+test: .venv/installed ## the tests of the package and of every notebook
+	@$(BIN)/python -m pytest
+
+clean: ## remove the environment and scratch files; data and results stay
+	rm -rf .venv .snakemake .pytest_cache .ruff_cache *.egg-info build data/results/*/work

@@ -1,0 +1,121 @@
+# The study as a graph: runs -> table and notebooks -> figures.
+#   snakemake                                the digits study
+#   snakemake --config study=report          MNIST and CIFAR-10
+#   snakemake --config study=report train=no  only what the records that are there give
+import fcntl
+import json
+import os
+import shlex
+
+from snakemake.exceptions import WorkflowError
+
+from pruning import figures, results, study as studies
+
+try:
+    STUDY = studies.load(config.get("study", "digits"))
+except ValueError as error:
+    raise WorkflowError(str(error))
+RESULTS = results.folder(STUDY.name)
+FIGURES = figures.folder(STUDY.name)
+WORK = RESULTS / "work"
+STORIES = {
+    "2-significant-synapses": ["figure-1-iterative-pruning", "figure-3-benchmarks", "figure-4-significant-synapses"],
+    "3-training-effort": ["figure-2-implementation", "figure-5-training-effort"],
+}
+PICTURES = [FIGURES / f"{name}.{kind}" for names in STORIES.values() for name in names for kind in ("png", "svg", "pdf")]
+
+# A training job is one benchmark and one seed. Only those with a run whose record is missing or not
+# current belong to the graph: file times say nothing about a record, least of all in a fresh clone.
+STALE = sorted({(run.benchmark, run.seed) for run in STUDY.runs if studies.current(run) is None})
+if config.get("train") in (False, "no"):
+    STALE = []
+for benchmark, seed in STALE:
+    (WORK / f"{benchmark}-{seed}.ipynb").unlink(missing_ok=True)
+
+# Papermill writes into the log, which outlives a failure; the output appears when all went well.
+PAPERMILL = (
+    "papermill --no-progress-bar --log-level WARNING -k python3 -y {params.given} {params.notebook} {log}"
+    " || {{ echo 'The executed notebook, with the error in it: {log}' >&2; exit 1; }}"
+)
+
+
+def trained(benchmark):
+    return [WORK / f"{name}-{seed}.ipynb" for name, seed in STALE if name == benchmark]
+
+
+def given(benchmark=None, seeds=None):
+    parameters = {"study": STUDY.name}
+    if benchmark:
+        parameters |= {
+            "benchmark": benchmark, "seeds": list(seeds), "methods": list(STUDY.methods),
+            "requirements": list(STUDY.requirements[benchmark]), "device": config.get("device", "cpu"),
+        }
+    return shlex.quote(json.dumps(parameters))
+
+
+onstart:
+    # Held until this process ends, however it ends.
+    global lock
+    WORK.mkdir(parents=True, exist_ok=True)
+    lock = open(WORK / "study.lock", "a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError(f"another process is running the study '{STUDY.name}': wait for it, or stop it")
+
+
+rule all:
+    default_target: True
+    input:
+        RESULTS / "runs.csv",
+        expand(str(RESULTS / "notebooks" / "{benchmark}.ipynb"), benchmark=STUDY.benchmarks),
+        PICTURES,
+
+
+rule figures:
+    """Every figure, from the records that are there."""
+    input: PICTURES
+
+
+rule runs:
+    """Train what a benchmark and seed still lack; a run that was interrupted goes on from its checkpoint."""
+    output: WORK / "{benchmark}-{seed,[0-9]+}.ipynb"
+    log: WORK / "log-{benchmark}-{seed}.ipynb"
+    params:
+        given=lambda w: given(w.benchmark, [int(w.seed)]),
+        notebook="notebooks/1-benchmark.ipynb",
+    shell: PAPERMILL + "; cp {log} {output}"
+
+
+rule table:
+    """Collect the records into one table."""
+    input: [path for benchmark in STUDY.benchmarks for path in trained(benchmark)]
+    output: RESULTS / "runs.csv"
+    shell: "python -m pruning.study table {STUDY.name}"
+
+
+rule benchmark:
+    """A benchmark's notebook over all its seeds, for reading."""
+    input: lambda w: trained(w.benchmark)
+    output: RESULTS / "notebooks" / "{benchmark}.ipynb"
+    log: WORK / "log-{benchmark}.ipynb"
+    params:
+        given=lambda w: given(w.benchmark, STUDY.seeds),
+        notebook="notebooks/1-benchmark.ipynb",
+    shell: PAPERMILL + "; cp {log} {output}"
+
+
+for story, names in STORIES.items():
+
+    rule:
+        name: story
+        input:
+            RESULTS / "runs.csv",
+            f"notebooks/{story}.ipynb",
+            "pruning/figures.py",
+        output: [path for path in PICTURES if path.stem in names]
+        log: WORK / f"log-{story}.ipynb"
+        params:
+            given=given(),
+            notebook=f"notebooks/{story}.ipynb",
+        shell: PAPERMILL
