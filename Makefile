@@ -10,7 +10,7 @@ export OMP_NUM_THREADS := 1
 SNAKEMAKE = snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help install study figures status bench readme lab test clean
+.PHONY: help install study figures status bench readme notebooks lab test clean
 
 help: ## this text
 	@echo "make study                 the digits study: trains, then renders every figure (a few minutes)"
@@ -47,6 +47,9 @@ bench: .venv/installed ## measure training speed side by side (about ten minutes
 
 readme: .venv/installed ## put the table made from the records into README.md
 	@$(BIN)/python -m pruning.study readme report
+
+notebooks: .venv/installed ## execute the notebooks in place, with their own defaults
+	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 lab: .venv/installed ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks

@@ -23,6 +23,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import PIL.Image
+import seaborn
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
@@ -68,7 +69,7 @@ LOOKS = {
     "oneshot": Look("#009e73", "D", "...", "one-shot"),
     "random": Look("#cc79a7", "X", "xxx", "random"),
 }
-_SPARE_COLORS = ("#d55e00", "#56b4e9", "#8c6d31", "#7b5fb0", "#b3a100")
+_SPARE_COLORS = tuple(seaborn.color_palette("colorblind").as_hex()[index] for index in (3, 9, 5, 8, 6))
 _SPARE_MARKERS = ("v", "P", "<", ">", "p", "h", "*")
 _SPARE_HATCHES = ("\\\\\\", "+++", "ooo", "---", "|||", "OO", "**")
 
@@ -123,7 +124,7 @@ def folder(study: str) -> Path:
 
 def style():
     """A context in which matplotlib draws as all figures here do."""
-    return matplotlib.rc_context(STYLE)
+    return matplotlib.rc_context(seaborn.axes_style("ticks") | STYLE)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -148,14 +149,14 @@ def png(figure: Figure, dpi: int = 100) -> bytes:
 
 
 def _rendered(figure: Figure, kind: str, dpi: int, metadata: dict) -> bytes:
-    buffer = io.BytesIO()
+    buffer, raw = io.BytesIO(), {"pil_kwargs": {"compress_level": 0}} if kind == "png" else {}
     with style():
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata, **raw)
     if kind == "png":
         # The drawings have few colours: a palette of them takes a third of the bytes.
         flat = PIL.Image.open(buffer).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE)
         buffer = io.BytesIO()
-        flat.save(buffer, "png", optimize=True, dpi=(dpi, dpi))
+        flat.save(buffer, "png", dpi=(dpi, dpi))
     return buffer.getvalue()
 
 
@@ -204,8 +205,7 @@ def learning_curve(record: dict) -> Figure:
     worst = min(after, default=min(seen["accuracy"]))
     bottom = max(0.0, requirement - 6 * (1 - requirement), min(worst, requirement - 2 * (1 - requirement)) - 0.01)
     above.set_ylim(bottom, min(1.0, max(seen["accuracy"]) + 0.1 * (1 - bottom)))
-    decimals = 1 if 1 - bottom < 0.04 else 0
-    above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.{decimals}f} %"))
+    above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
     above.set_ylabel("validation accuracy")
     figure.legend(loc="outside lower center", ncols=2)
     above.set_title(_run_title(record))

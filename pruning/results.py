@@ -112,10 +112,11 @@ def markdown(table: pd.DataFrame, named: Mapping[str, str], methods: Iterable[st
                 cells.append("")
                 continue
             row = found.loc[(benchmark, requirement, method)]
-            missed = f", {row.runs - row.reached} of {row.runs} not reached" if row.reached < row.runs else ""
+            spread = f" ± {100 * row.density_sd:.1f}" if row.runs > 1 else ""
+            missed = f", {row.runs - row.reached:.0f} of {row.runs:.0f} not reached" if row.reached < row.runs else ""
             effort = f"{row.effort:.1f}×" if row.reached else "–"
-            cells.append(f"{100 * row.density:.1f} ± {100 * row.density_sd:.1f} % ({effort}{missed})")
-        lines.append(f"| {benchmark}, {named[benchmark]} | {100 * requirement:.0f} % | " + " | ".join(cells) + " |")
+            cells.append(f"{100 * row.density:.1f}{spread} % ({effort}{missed})")
+        lines.append(f"| {benchmark}, {named[benchmark]} | {100 * requirement:g} % | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -124,7 +125,7 @@ def readme(text: str, study: str, methods: Iterable[str]) -> str:
     found = records(study)
     start, end = "<!-- table -->", "<!-- /table -->"
     if text.count(start) != 1 or text.count(end) != 1:
-        raise ValueError(f"the README must hold the marks {start} and {end} once each")
+        raise DamagedFile(f"the README must hold the marks {start} and {end} once each")
     before, rest = text.split(start)
     after = rest.split(end)[1]
     return f"{before}{start}\n{markdown(frame(found), titles(found), methods)}\n{end}{after}"

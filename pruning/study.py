@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pruning import __version__, datasets
 from pruning.control import METHODS
-from pruning.files import DamagedFile, locked, save_state, set_aside
+from pruning.files import DamagedFile, locked, save_state, set_aside, write_whole
 from pruning.masks import masked_layers
 from pruning.networks import layers as network_layers
 from pruning.results import ROOT, digest, folder, read_record, readme, write_record, write_table
@@ -442,7 +442,9 @@ def _histogram(weights: torch.Tensor) -> dict:
     weights = weights.detach().cpu()
     limit = float(weights.abs().max()) if weights.numel() else 0.0
     limit = float(f"{limit:.4g}") or 1.0
-    return {"limit": limit, "counts": [int(count) for count in torch.histc(weights, HISTOGRAM_BINS, -limit, limit)]}
+    # The rounded limit may lie just below the largest weight, which belongs to the last bin.
+    counts = torch.histc(weights.clamp(-limit, limit), HISTOGRAM_BINS, -limit, limit)
+    return {"limit": limit, "counts": [int(count) for count in counts]}
 
 
 def environment(device: torch.device | str = "cpu") -> dict:
@@ -533,7 +535,7 @@ def _checked(model: type[_Strict], values: dict, place: str = "") -> _Strict:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """List the studies, see how far one is, run it without notebooks, collect its table, put it into the README, or start afresh."""
+    """List the studies; of one: see how far it is, run it, make its table, put it into the README, start it afresh."""
     parser = argparse.ArgumentParser(prog="python -m pruning.study", description=main.__doc__)
     parser.add_argument("action", choices=("list", "status", "run", "table", "readme", "fresh"))
     parser.add_argument("study", nargs="?", default="digits")
@@ -548,22 +550,23 @@ def main(arguments: list[str] | None = None) -> int:
                 found = load(name)
                 print(f"{name:10} {len(found.runs):4} runs  {found.title}")
             return 0
-        chosen = load(given.study).select(given.benchmark, given.requirements, given.methods, given.seeds)
+        study = load(given.study)
+        chosen = study.select(given.benchmark, given.requirements, given.methods, given.seeds)
         if given.action == "status":
             done = sum(current(run) is not None for run in chosen)
-            print(f"{given.study}: {done} of {len(chosen)} runs have a current record")
+            print(f"{study.name}: {done} of {len(chosen)} runs have a current record")
         elif given.action == "table":
             found = [record for run in chosen if (record := current(run))]
-            print(f"{write_table(given.study, found)}: {len(found)} of {len(chosen)} runs")
+            print(f"{write_table(study.name, found)}: {len(found)} of {len(chosen)} runs")
         elif given.action == "readme":
             path = ROOT / "README.md"
-            path.write_text(readme(path.read_text(), given.study, METHODS))
+            write_whole(path, readme(path.read_text(encoding="utf-8"), study.name, METHODS).encode())
         elif given.action == "fresh":
             for run in chosen:
                 kept = (run.record_path, run.place("work", ".checkpoint"), run.place("models", ".model"))
                 for path in (*kept, *folder(run.study).glob(f"work/dense-{run.benchmark}-{run.seed}-*/*.dense")):
                     path.unlink(missing_ok=True)
-            print(f"{given.study}: {len(chosen)} runs will be done again")
+            print(f"{study.name}: {len(chosen)} runs will be done again")
         else:
             for number, run in enumerate(chosen, start=1):
                 result = perform(run, given.device)["result"]
@@ -571,7 +574,7 @@ def main(arguments: list[str] | None = None) -> int:
                     f"{number}/{len(chosen)} {run.name}: density {result['density']:.4f}, "
                     f"test accuracy {result['test_accuracy']:.4f}, {result['iterations']} iterations", flush=True,
                 )
-    except (StudyError, datasets.DataError, OSError) as error:
+    except (StudyError, DamagedFile, datasets.DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

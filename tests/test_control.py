@@ -397,19 +397,19 @@ def test_a_state_saved_midway_leads_to_the_same_decisions(method):
     assert whole.finished
 
     first = started()
-    go_on(first, found[:6], 1)
+    go_on(first, found[:4], 1)  # in the middle of a recovery
     buffer = io.BytesIO()
     parts = ("model", "average", "optimizer")
     torch.save({"control": first.state_dict()} | {name: getattr(first, name).state_dict() for name in parts}, buffer)
-    go_on(first, found[6:9], 7)  # the state is of its moment, not a view of what goes on
+    go_on(first, found[4:8], 5)  # the state is of its moment, not a view of what goes on
     buffer.seek(0)
     state = torch.load(buffer, weights_only=True)
     second = started()
     for name in parts:
         getattr(second, name).load_state_dict(state[name])
     second.load_state_dict(state["control"])
-    assert [event.iteration for event in second.events] == [10, 20, 30, 40, 50, 60]
-    go_on(second, found[6:], 7)
+    assert [event.iteration for event in second.events] == [10, 20, 30, 40]
+    go_on(second, found[4:], 5)
     assert second.events == whole.events
     assert second.paces == whole.paces and second.rates == whole.rates
     ours, theirs = second.delivered().state_dict(), whole.delivered().state_dict()
@@ -422,6 +422,18 @@ def test_a_state_of_something_else_is_an_error():
     for control in (PruneControl(tiny(), 0.9), PruneControl(other, 0.8)):
         with pytest.raises(ValueError, match="another requirement or model"):
             control.load_state_dict(state)
+
+
+def test_the_random_criterion_draws_anew_in_each_round():
+    model = masked(nn.Linear(20, 5))
+    control = PruneControl(model, 0.5, METHODS["random"])
+    control.update(1, 0.9)
+    scores = saliency.random(model, torch.Generator().manual_seed(1))  # those of the first round
+    best = scores.flatten().argsort(descending=True)
+    assert set(best[:80].tolist()) == set(model.mask.flatten().nonzero().flatten().tolist())
+    control.update(2, 0.9)
+    assert model.significant == 64
+    assert set(best[:64].tolist()) != set(model.mask.flatten().nonzero().flatten().tolist())
 
 
 def test_the_random_criterion_follows_from_the_seed():

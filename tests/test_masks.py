@@ -1,4 +1,5 @@
 import copy
+import importlib
 import io
 import pickle
 
@@ -8,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from pruning import MaskedConv2d, MaskedLinear, density, masked, masked_layers, unmasked
-from pruning import _torchvision  # noqa: F401  (lets torchvision be imported beside a CPU build of torch)
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01),
@@ -137,7 +137,9 @@ def test_nothing_stored_at_a_pruned_synapse_comes_through(poison):
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_of_every_setting(name):
     plain = nn.Conv2d(4, 6, 3, **CONVOLUTIONS[name])
-    layer = masked(copy.deepcopy(plain))
+    before = copy.deepcopy(plain)
+    layer = masked(before)
+    assert "mask" not in before.state_dict(), "who still holds the plain layer sees no change"
     assert type(layer) is MaskedConv2d and layer.mask.shape == plain.weight.shape
     keep = torch.rand(plain.weight.shape) > 0.5
     layer.prune(keep)
@@ -429,6 +431,7 @@ def test_no_gradient_mode_and_a_frozen_copy():
 
 
 def test_resnet18():
+    importlib.import_module("pruning._torchvision")  # lets torchvision be imported beside a CPU build of torch
     from torchvision.models import resnet18
 
     plain = resnet18(num_classes=10)

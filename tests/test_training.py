@@ -46,10 +46,12 @@ for line in sys.stdin:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
+def as_in_a_run():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
     yield
+    torch.set_flush_denormal(False)
     torch.set_num_threads(before)
 
 
@@ -288,6 +290,7 @@ def test_killed_at_any_moment_and_started_again_the_record_is_the_same(digits, r
                 if moment == "training" or load_state(checkpoint, owner)["control"]["round"]:
                     time.sleep(chance.uniform(0, 0.05))
                     break
+            time.sleep(0.0005)
         os.kill(child, signal.SIGKILL)
         assert int(nursery.stdout.readline()) == -signal.SIGKILL
         return moment != "writing" or bool(scraps() - old)
