@@ -14,7 +14,7 @@ from pruning import figures, results, study as studies
 try:
     STUDY = studies.load(config.get("study", "digits"))
 except ValueError as error:
-    raise WorkflowError(str(error))
+    raise WorkflowError(str(error)) from None
 RESULTS = results.folder(STUDY.name)
 FIGURES = figures.folder(STUDY.name)
 WORK = RESULTS / "work"
@@ -67,6 +67,8 @@ onstart:
 rule all:
     default_target: True
     input:
+        # Asked for by name: what only lies in between is not made again when it is missing.
+        [path for benchmark in STUDY.benchmarks for path in trained(benchmark)],
         RESULTS / "runs.csv",
         expand(str(RESULTS / "notebooks" / "{benchmark}.ipynb"), benchmark=STUDY.benchmarks),
         PICTURES,

@@ -556,8 +556,8 @@ def main(arguments: list[str] | None = None) -> int:
             done = sum(current(run) is not None for run in chosen)
             print(f"{study.name}: {done} of {len(chosen)} runs have a current record")
         elif given.action == "table":
-            found = [record for run in chosen if (record := current(run))]
-            print(f"{write_table(study.name, found)}: {len(found)} of {len(chosen)} runs")
+            found = [record for run in study.runs if (record := current(run))]
+            print(f"{write_table(study.name, found)}: {len(found)} of {len(study.runs)} runs")
         elif given.action == "readme":
             path = ROOT / "README.md"
             write_whole(path, readme(path.read_text(encoding="utf-8"), study.name, METHODS).encode())

@@ -128,6 +128,7 @@ def test_a_failed_notebook_is_kept_and_named(tmp_path):
 def test_an_unknown_study_is_one_clear_error():
     process = subprocess.run(
         [sys.executable, "-m", "snakemake", "-n", "--config", "study=diggits"],
-        cwd=ROOT, text=True, capture_output=True, check=False,
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )
-    assert process.returncode != 0 and "no study 'diggits'" in process.stderr and "digits, report" in process.stderr
+    said = process.stdout
+    assert process.returncode != 0 and "no study 'diggits'" in said and "digits, report" in said
