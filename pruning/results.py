@@ -54,7 +54,7 @@ def write_record(path: Path, record: dict) -> None:
 
 
 def records(study: str) -> list[dict]:
-    """All records of a study, ordered by file name; ``DamagedFile`` names one that cannot be read."""
+    """All records in a study's folder, ordered by file name (``study.recorded``: the current ones of its runs); ``DamagedFile`` names one that cannot be read."""
     found = [read_record(path) for path in sorted((folder(study) / "runs").glob("*.json"))]
     if not found:
         raise FileNotFoundError(f"no records in {folder(study) / 'runs'}: run 'make study STUDY={study}' first")
@@ -120,9 +120,8 @@ def markdown(table: pd.DataFrame, named: Mapping[str, str], methods: Iterable[st
     return "\n".join(lines)
 
 
-def readme(text: str, study: str, methods: Iterable[str]) -> str:
+def readme(text: str, found: list[dict], methods: Iterable[str]) -> str:
     """``text`` with what stands between the marks ``<!-- table -->`` and ``<!-- /table -->`` made anew."""
-    found = records(study)
     start, end = "<!-- table -->", "<!-- /table -->"
     if text.count(start) != 1 or text.count(end) != 1:
         raise DamagedFile(f"the README must hold the marks {start} and {end} once each")

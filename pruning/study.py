@@ -283,6 +283,18 @@ def current(run: Run) -> dict | None:
     return record if record.get("key") == run.key and same_data else None
 
 
+def recorded(study: Study) -> list[dict]:
+    """The current records of the study's runs, in their order; ``StudyError`` where there is none.
+
+    What else lies in the folder, of older parameters or of runs no longer asked for, is left out.
+    """
+    found = [record for run in study.runs if (record := current(run))]
+    if not found:
+        place = folder(study.name) / "runs"
+        raise StudyError(f"no current record of the study '{study.name}' in {place}: run 'make study STUDY={study.name}'")
+    return found
+
+
 def perform(
     run: Run, device: str = "cpu", progress: Callable | None = None, warn: Callable[[str], None] = print,
     every: float = 20.0,
@@ -556,11 +568,11 @@ def main(arguments: list[str] | None = None) -> int:
             done = sum(current(run) is not None for run in chosen)
             print(f"{study.name}: {done} of {len(chosen)} runs have a current record")
         elif given.action == "table":
-            found = [record for run in study.runs if (record := current(run))]
+            found = recorded(study)
             print(f"{write_table(study.name, found)}: {len(found)} of {len(study.runs)} runs")
         elif given.action == "readme":
             path = ROOT / "README.md"
-            write_whole(path, readme(path.read_text(encoding="utf-8"), study.name, METHODS).encode())
+            write_whole(path, readme(path.read_text(encoding="utf-8"), recorded(study), METHODS).encode())
         elif given.action == "fresh":
             for run in chosen:
                 kept = (run.record_path, run.place("work", ".checkpoint"), run.place("models", ".model"))

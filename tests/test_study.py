@@ -15,8 +15,10 @@ from pruning.control import METHODS
 from pruning.files import DamagedFile, load_state, locked, save_state, set_aside, write_whole
 from pruning.masks import density, masked_layers
 from pruning.results import COLUMNS, digest, folder, frame, read_record, readme, records, write_record, write_table
+from pruning.schedule import Cubic, Ladder, Rising
 from pruning.study import (
     BENCHMARKS,
+    PROTOCOL,
     Run,
     Settings,
     StudyError,
@@ -26,6 +28,7 @@ from pruning.study import (
     load,
     main,
     perform,
+    recorded,
 )
 from pruning.training import network
 
@@ -288,16 +291,51 @@ def test_the_table_for_the_readme(tiny):
         write_record(folder("tiny") / "runs" / f"{seed}.json", record | {
             "run": record["run"] | {"benchmark": "mnist-2c", "requirement": 0.985, "seed": seed}, "result": result})
     text = "before\n<!-- table -->\nold\n<!-- /table -->\nafter\n"
-    made = readme(text, "tiny", ["unpruned", "random"])
+    made = readme(text, records("tiny"), ["unpruned", "random"])
     result = record["result"]
     assert made == (
         "before\n<!-- table -->\n| benchmark | requirement | random |\n|---|---|---|\n"
         f"| digits-2c, Digits | 50 % | {100 * result['density']:.1f} % ({result['effort']:.1f}×) |\n"
         "| mnist-2c, Digits | 98.5 % | 50.0 ± 70.7 % (3.0×, 1 of 2 not reached) |\n<!-- /table -->\nafter\n"
     )
-    assert readme(made, "tiny", ["unpruned", "random"]) == made
+    assert readme(made, records("tiny"), ["unpruned", "random"]) == made
     with pytest.raises(DamagedFile, match="marks <!-- table --> and <!-- /table --> once each"):
-        readme("no marks", "tiny", [])
+        readme("no marks", [], [])
+
+
+def test_only_current_records_of_its_runs_are_a_studys(tiny):
+    kept = [read_record(run.record_path) for run in tiny.runs]
+    write_record(folder("tiny") / "runs" / "another.json", kept[0] | {"key": "of other parameters"})
+    assert recorded(tiny) == kept
+    write_record(tiny.runs[0].record_path, kept[0] | {"key": "of other parameters"})
+    assert recorded(tiny) == kept[1:]
+    shutil.rmtree(folder("tiny") / "runs")
+    with pytest.raises(StudyError, match="no current record of the study 'tiny'"):
+        recorded(tiny)
+
+
+def test_the_readme_holds_what_the_committed_records_give(monkeypatch):
+    monkeypatch.delenv("PRUNING_RESULTS", raising=False)
+    text, found = (ROOT / "README.md").read_text(encoding="utf-8"), recorded(load("report"))
+    assert readme(text, found, METHODS) == text, "run 'make readme'"
+    committed = (ROOT / "data/results/report/runs.csv").read_text()
+    assert frame(found).to_csv(index=False, lineterminator="\n") == committed, "run 'python -m pruning.study table report'"
+
+
+def test_the_methods_are_those_of_this_protocol():
+    # A run's key names its method only: whoever changes what a name means must raise PROTOCOL.
+    told = {
+        name: method and (method.criterion.__name__, method.allocation.__name__, method.schedule, method.rewind,
+                          method.convolution_pace)
+        for name, method in METHODS.items()
+    }
+    assert PROTOCOL == 1 and told == {
+        "unpruned": None,
+        "iterative": ("magnitude", "by_deviation", Rising(0.1), False, 0.5),
+        "gradual": ("magnitude", "across", Cubic(0.005), False, 1.0),
+        "oneshot": ("magnitude", "across", Ladder(0.7), True, 1.0),
+        "random": ("random", "uniform", Ladder(0.8), False, 1.0),
+    }
 
 
 def test_a_record_is_whole_or_damaged(tmp_path):
