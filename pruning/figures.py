@@ -313,7 +313,7 @@ def significant_synapses(table: pd.DataFrame, titles: Mapping[str, str]) -> Figu
     lowest, missing = pruned["density"].min(), not pruned["reached"].all()
     shown = []
     for (benchmark, part), axes in zip(_by_benchmark(pruned), panels):
-        requirements, name = sorted(part["requirement"].unique()), title(benchmark, titles)
+        requirements = sorted(part["requirement"].unique())
         if missing:
             axes.axhspan(1.15, 2.6, color="#f0f0f0", linewidth=0)
         axes.axhline(1, color=look("unpruned").color, linewidth=1.6)
@@ -325,7 +325,7 @@ def significant_synapses(table: pd.DataFrame, titles: Mapping[str, str]) -> Figu
         for number, requirement in enumerate(requirements):
             if (value := REPORTED.get((benchmark, requirement))) is not None:
                 axes.plot([number - 0.46, number + 0.46], [value, value], **REPORTED_LINE)
-                shown.append(f"the report: about {_percent(value)} of {name}, at {_percent(requirement)}")
+                shown.append(f"the report: about {_percent(value)}")
         _groups(axes, requirements)
         _density_axis(axes, lowest, top=2.6 if missing else 1.25)
         axes.set_ylabel("significant synapses\n(of all, log scale)" if axes.get_subplotspec().is_first_col() else "")
