@@ -57,8 +57,12 @@ class Pictures(Dataset):
 
 
 def torch_pruned(notation: str, device: torch.device):
-    """The network pruned by ``torch.nn.utils.prune``, with the optimizer of PyTorch's examples."""
-    model = lenet(notation).to(device)
+    """The network pruned by ``torch.nn.utils.prune``: ReLU before pooling, as PyTorch's examples have it."""
+    parts = list(lenet(notation))
+    for number in reversed(range(len(parts) - 1)):
+        if isinstance(parts[number], torch.nn.MaxPool2d):
+            parts[number], parts[number + 1] = parts[number + 1], parts[number]
+    model = torch.nn.Sequential(*parts).to(device)
     for module in model.modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
             prune.l1_unstructured(module, "weight", amount=1 - DENSITY)
