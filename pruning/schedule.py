@@ -17,7 +17,6 @@ class Rising:
 
     rate: float = 0.1
     paced: ClassVar[str] = "rounds"
-    full: ClassVar[float] = 0.0
 
     def __post_init__(self):
         if not self.rate > 0:
@@ -34,7 +33,6 @@ class Ladder:
 
     keep: float = 0.8
     paced: ClassVar[str] = "rounds"
-    full: ClassVar[float] = 1.0
 
     def __post_init__(self):
         if not 0 < self.keep < 1:
@@ -51,7 +49,6 @@ class Cubic:
 
     final: float = 0.01
     paced: ClassVar[str] = "iterations"
-    full: ClassVar[float] = 1.0
 
     def __post_init__(self):
         if not 0 < self.final < 1:
