@@ -103,8 +103,9 @@ class MaskedConv2d(_Masked, nn.Conv2d):
         self.register_buffer("mask", torch.ones_like(self.weight, dtype=torch.bool))
 
     def effective_weight(self) -> Tensor:
-        # Few weights, and ``where`` keeps their memory layout, on which a convolution's speed hangs.
-        return torch.where(self.mask, self.weight, 0)
+        # Of one channel, both memory layouts look alike, and a product falls back to the default one;
+        # ``where`` keeps the weight's own, which decides how fast the convolution is.
+        return torch.where(self.mask, self.weight, 0) if self.weight.shape[1] == 1 else super().effective_weight()
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, self.effective_weight(), self.bias)
