@@ -129,7 +129,7 @@ def test_what_a_figure_must_say_it_says(found):
         assert "CIFAR-10 (JPEG copy), 2 convolutions" in texts(draw(others, {"cifar10-2c": "CIFAR-10 (JPEG copy)"}))
     assert "mean; error bars: smallest to largest of 1 to 2 seeds" in texts(figures.significant_synapses(table, {}))
     mnist = table.assign(benchmark="mnist-2c", requirement=0.99)
-    assert "about 40 % of MNIST" in texts(figures.significant_synapses(mnist, {"mnist-2c": "MNIST"}))
+    assert "the report: about 40 %" in texts(figures.significant_synapses(mnist, {"mnist-2c": "MNIST"}))
 
 
 def test_the_benchmarks_table_holds_every_layer(found):

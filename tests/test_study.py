@@ -125,9 +125,8 @@ def retrained(run):
 def test_the_committed_studies_load():
     assert set(study.names()) >= {"digits", "report"}
     report, digits = load("report"), load("digits")
-    assert report.benchmarks == ("mnist-2c", "mnist-3c", "cifar10-2c", "cifar10-3c")
-    assert len(report.runs) == 4 * 3 * 5 * 5 and len({run.name for run in report.runs}) == 300
-    assert report.settings["cifar10-2c"].flip and not report.settings["mnist-2c"].flip
+    assert report.benchmarks[:2] == ("mnist-2c", "mnist-3c") and report.requirements["mnist-2c"] == (0.97, 0.98, 0.99)
+    assert len({run.name for run in report.runs}) == len(report.benchmarks) * 3 * 5 * 5
     assert set(digits.methods) == set(METHODS) == {"unpruned", "iterative", "oneshot", "gradual", "random"}
     assert digits.settings["digits-3c"].batch == 32 and load(ROOT / "studies" / "digits.yaml") == digits
     assert BENCHMARKS["cifar10-3c"] == ("cifar10", "3x32x32-6c3-16c3-36c4-240-120-84-10")
@@ -634,7 +633,7 @@ def test_commands(tiny, results, capsys):
         assert found.err == ""
         return found.out
 
-    assert said("list").splitlines()[0].startswith("digits ") and "300 runs" in said("list")
+    assert said("list").splitlines()[0].startswith("digits ") and f"{len(load('report').runs)} runs" in said("list")
     assert said("status", file) == "tiny: 2 of 2 runs have a current record\n"
     assert said("status", file, "--methods", "[random]").endswith("1 of 1 runs have a current record\n")
     assert said("table", file) == f"{folder('tiny') / 'runs.csv'}: 2 of 2 runs\n"
