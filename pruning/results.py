@@ -54,7 +54,10 @@ def write_record(path: Path, record: dict) -> None:
 
 
 def records(study: str) -> list[dict]:
-    """All records in a study's folder, ordered by file name (``study.recorded``: the current ones of its runs); ``DamagedFile`` names one that cannot be read."""
+    """All records in a study's folder, ordered by file name; ``DamagedFile`` names one that cannot be read.
+
+    Whether they are current, and of the study's own runs, is not looked at: see ``study.recorded``.
+    """
     found = [read_record(path) for path in sorted((folder(study) / "runs").glob("*.json"))]
     if not found:
         raise FileNotFoundError(f"no records in {folder(study) / 'runs'}: run 'make study STUDY={study}' first")
