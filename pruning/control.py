@@ -9,8 +9,13 @@
     model = control.delivered()
 
 Phases: ``train`` until the start condition (the requirement met), ``recover`` after every
-pruning, ``done`` once a stop condition holds. What is delivered is the sparsest model that met
-the requirement.
+pruning, ``dense`` where a method lets all synapses come back, ``done`` once a stop condition
+holds. What is delivered is the sparsest model that met the requirement.
+
+Some methods work at every iteration; their loop says before the optimizer's update:
+
+    if control.watching:
+        control.observe(iteration)
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import saliency
+from pruning.dynamics import Bias, Regrow, Splice, Trace
 from pruning.masks import MaskedConv2d, masked_layers
 from pruning.schedule import Cubic, Ladder, Rising
 
@@ -33,12 +39,30 @@ IDLE_ROUNDS = 10_000
 
 
 @dataclass(frozen=True)
+class Restart:
+    """What each round starts again after its pruning, the masks kept: the recipe, and the weights too.
+
+    The weights go back to those after ``iteration`` iterations of the dense training (Frankle
+    et al. 2020; 0 is the initialisation, Frankle and Carbin 2019), optimizer and average with
+    them. With None the weights go on and the schedule of the learning rate alone starts again
+    (Renda et al. 2020).
+    """
+
+    iteration: int | None
+
+
+@dataclass(frozen=True)
 class Method:
     """A pruning method: a criterion, an allocation over layers and a schedule.
 
     With ``rewind`` every round starts again from the dense model that first met the
     requirement; without, it goes on from the last pruned one. ``convolution_pace`` is the pace
     of convolutions against that of linear layers, where thresholds are per layer.
+
+    ``masking`` makes a layer's new mask from scores and threshold. ``watch`` is what the method
+    does at every iteration, ``restart`` what a round starts again. With ``redense`` a pruned model
+    that met the requirement gets all its synapses back, starting at zero, for at least so many
+    evaluations before the next round prunes it.
     """
 
     criterion: Callable
@@ -46,6 +70,10 @@ class Method:
     schedule: Rising | Ladder | Cubic
     rewind: bool = False
     convolution_pace: float = 1.0
+    masking: Callable = saliency.cut
+    watch: Trace | Splice | Regrow | Bias | None = None
+    restart: Restart | None = None
+    redense: int = 0
 
 
 METHODS: Mapping[str, Method | None] = {
@@ -55,7 +83,27 @@ METHODS: Mapping[str, Method | None] = {
     "gradual": Method(saliency.magnitude, saliency.across, Cubic(0.005)),
     "oneshot": Method(saliency.magnitude, saliency.across, Ladder(0.7), rewind=True),
     "random": Method(saliency.random, saliency.uniform, Ladder(0.8)),
+    # Four that differ from gradual in one part: the allocation, or the criterion.
+    "uniform": Method(saliency.magnitude, saliency.uniform, Cubic(0.005)),
+    "erk": Method(saliency.magnitude, saliency.erk, Cubic(0.005)),
+    "lamp": Method(saliency.magnitude, saliency.lamp, Cubic(0.005)),
+    "sensitivity": Method(saliency.sensitivity, saliency.across, Cubic(0.005), watch=Trace()),
+    "movement": Method(saliency.movement, saliency.across, Cubic(0.005), watch=Trace()),
+    # Each rung of the ladder is trained from the initialisation: what was spent before counts.
+    "snip": Method(saliency.snip, saliency.across, Ladder(0.7), watch=Trace(once=True), restart=Restart(0)),
+    "lottery": Method(saliency.magnitude, saliency.across, Ladder(0.7), restart=Restart(50)),
+    "raterewind": Method(saliency.magnitude, saliency.across, Ladder(0.7), restart=Restart(None)),
+    # Rounds from the dense model on; what the paper does between prunings happens between them.
+    "surgery": Method(
+        saliency.magnitude, saliency.by_spread, Rising(0.1, start=-1.3), masking=saliency.spliced, watch=Splice()
+    ),
+    "rigl": Method(saliency.magnitude, saliency.erk, Ladder(0.7), watch=Regrow()),
+    "dsd": Method(saliency.magnitude, saliency.across, Ladder(0.7), redense=3),
+    "biased": Method(saliency.magnitude, saliency.by_deviation, Rising(0.1), convolution_pace=0.5, watch=Bias()),
 }
+
+
+_GOING_ON = ("wait", "prune", "regrow")
 
 
 @dataclass(frozen=True)
@@ -65,7 +113,7 @@ class Event:
     ``density`` is the one that was evaluated. After a pruning, ``thresholds`` holds one
     threshold per layer (in units of the criterion's scores; None where nothing was pruned) and
     ``densities`` each layer's density after it. ``action`` says what was decided: ``wait``,
-    ``prune`` or the reason to stop.
+    ``prune``, ``regrow`` (all synapses are back) or the reason to stop.
     """
 
     iteration: int
@@ -79,7 +127,7 @@ class Event:
     @property
     def finished(self) -> bool:
         """Whether the control has stopped."""
-        return self.action not in ("wait", "prune")
+        return self.action not in _GOING_ON
 
 
 class PruneControl:
@@ -125,6 +173,7 @@ class PruneControl:
                 raise ValueError(f"the pace of '{name}' must be 0 or more, got {pace}")
         if average is not None and set(masked_layers(average)) != set(self.layers):
             raise ValueError("average must be a masked copy of the model: its masked layers are others")
+        self._averages = masked_layers(average) if average is not None else {}
         self.model, self.requirement, self.method = model, requirement, method
         self.optimizer, self.average = optimizer, average
         self.patience, self.budget, self.ramp, self.seed = patience, budget, ramp, seed
@@ -142,6 +191,12 @@ class PruneControl:
         self.best: dict | None = None
         self.origin: dict | None = None
         self.events: list[Event] = []
+        self.memory: dict[str, Tensor] = {}
+        self.thresholds: dict[str, float] | None = None
+        self.pruned: int | None = None
+        self.restarted = 0
+        self.rested = 0
+        self.early = copy.deepcopy(self._snapshot()) if self._rewound == 0 else None
 
     @property
     def finished(self) -> bool:
@@ -151,6 +206,30 @@ class PruneControl:
     def reached(self) -> bool:
         """Whether any model met the requirement."""
         return self.best is not None
+
+    @property
+    def watching(self) -> bool:
+        """Whether ``observe`` is to be called at this iteration."""
+        if self.method is None:
+            return False
+        watch = self.method.watch
+        return (watch is not None and (watch.early or self.start is not None)) or self._early_missing
+
+    @property
+    def watches_early(self) -> bool:
+        """Whether the method sees iterations before the start, which then cannot be skipped."""
+        method = self.method
+        return method is not None and ((method.watch is not None and method.watch.early) or bool(self._rewound))
+
+    def observe(self, iteration: int) -> None:
+        """Do what the method does at every iteration, the gradients of ``iteration`` at hand."""
+        if self._early_missing and iteration == self._rewound + 1:
+            self.early = copy.deepcopy(self._snapshot())
+        watch = self.method.watch
+        if watch is not None and (watch.early or self.start is not None):
+            watch.step(self, iteration)
+            for layer in self.layers.values():
+                layer.dense_grad = None
 
     @property
     def rates(self) -> dict[str, float]:
@@ -178,14 +257,19 @@ class PruneControl:
             if self.phase == "train":
                 self.phase = "recover"
                 self.origin = copy.deepcopy(self._snapshot())
+                self._ask_for_gradients()
             if self.method.schedule.paced == "iterations":
                 thresholds = self._follow(iteration)
-            elif met:
-                thresholds = self._next_round()
+            elif self._to_be_dense:
+                action = self._redense(met)
+            elif met and (self.memory or not self._traced or iteration > self.start):
+                thresholds = self._next_round(iteration)
                 action = None if thresholds else "nothing left to prune"
+        if thresholds:
+            self.pruned, self.thresholds = iteration, thresholds
         self.missed = 0 if met or self.start is None else self.missed + 1
         action = action or ("prune" if thresholds else "wait")
-        if action not in ("wait", "prune"):
+        if action not in _GOING_ON:
             self.phase = "done"
         event = Event(iteration, phase, accuracy, density, action, self.densities(), thresholds)
         self.events.append(event)
@@ -206,6 +290,8 @@ class PruneControl:
         model = copy.deepcopy(self.average if self.average is not None else self.model)
         if self.best:
             model.load_state_dict(self.best["model"])
+        for layer in masked_layers(model).values():
+            layer.set_mask(layer.mask)  # weights that go on learning under the mask are not delivered
         return model
 
     def state_dict(self) -> dict:
@@ -221,13 +307,50 @@ class PruneControl:
         for name in self._STATE:
             setattr(self, name, copy.deepcopy(state[name]))
         self.events = [Event(**event) for event in state["events"]]
+        if self.start is not None:
+            self._ask_for_gradients()
 
-    _STATE = ("requirement", "phase", "round", "progress", "paces", "missed", "start", "best", "origin")
+    _STATE = (
+        "requirement", "phase", "round", "progress", "paces", "missed", "start", "best", "origin",
+        "memory", "thresholds", "pruned", "restarted", "rested", "early",
+    )
+
+    @property
+    def _traced(self) -> bool:
+        return isinstance(self.method.watch, Trace)
+
+    @property
+    def _rewound(self) -> int | None:
+        """The iteration to whose weights rounds go back."""
+        return self.method.restart.iteration if self.method is not None and self.method.restart else None
+
+    @property
+    def _early_missing(self) -> bool:
+        return self.early is None and self._rewound is not None
+
+    @property
+    def _enough(self) -> int:
+        """Evaluations without the requirement met that end it: a training from early weights has the dense one's too."""
+        if self._rewound is None:
+            return self.patience
+        return self.patience + sum(event.phase == "train" for event in self.events)
+
+    def _ask_for_gradients(self) -> None:
+        if self.method is not None and self.method.watch is not None and self.method.watch.dense:
+            for layer in self.layers.values():
+                layer.dense_gradient = True
+
+    @property
+    def _to_be_dense(self) -> bool:
+        """Whether all synapses are to come back, or are back and have not rested long enough."""
+        if self.method is None or not self.method.redense:
+            return False
+        return self.density < 1 or (self.phase == "dense" and self.rested < self.method.redense)
 
     def _stop(self, iteration: int, met: bool) -> str | None:
         if met and self.method is None:
             return "requirement met"
-        if not met and self.start is not None and self.missed + 1 >= self.patience:
+        if not met and self.start is not None and self.missed + 1 >= self._enough:
             return "not recovered"
         if self.budget is not None and iteration >= self.budget:
             return "budget spent"
@@ -236,9 +359,10 @@ class PruneControl:
             return "ramp completed"
         return None
 
-    def _next_round(self) -> dict[str, float] | None:
+    def _next_round(self, iteration: int) -> dict[str, float] | None:
+        self.phase = "recover"
         # A recovery that took over half of the patience asks for smaller steps.
-        if 2 * self.missed > self.patience:
+        if 2 * self.missed > self._enough:
             self.paces = {name: pace / 2 for name, pace in self.paces.items()}
         before, thresholds = self.density, None
         last = self.round + IDLE_ROUNDS
@@ -251,7 +375,35 @@ class PruneControl:
                 self._restore(self.origin)
                 before = 1.0
             thresholds = self._prune()
+        if self.method.restart:
+            self._start_again(iteration)
         return thresholds
+
+    def _start_again(self, iteration: int) -> None:
+        self.restarted = iteration - (self._rewound or 0)
+        if self._rewound is None:
+            return
+        if self.early is None:
+            raise RuntimeError(
+                f"the weights of iteration {self._rewound} are not there: call observe(iteration) while watching is true"
+            )
+        masks = {name: layer.mask.clone() for name, layer in self.layers.items()}
+        self._restore(self.early)
+        for name, mask in masks.items():
+            self.set_mask(name, mask)
+
+    def _redense(self, met: bool) -> str | None:
+        if self.phase == "dense":
+            self.rested += 1
+            return None
+        if not met:
+            return None
+        if self.density * self.synapses <= len(self.layers):
+            return "nothing left to prune"
+        for name, layer in self.layers.items():
+            self.set_mask(name, torch.ones_like(layer.mask))
+        self.phase, self.rested = "dense", 0
+        return "regrow"
 
     def _follow(self, iteration: int) -> dict[str, float] | None:
         if iteration == self.start or min(self.progress.values()) == 1:
@@ -267,17 +419,40 @@ class PruneControl:
 
     @torch.no_grad()
     def _prune(self) -> dict[str, float]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.round)
-        scores = {name: self.method.criterion(layer, generator) for name, layer in self.layers.items()}
+        scores = self._scores()
         amounts = {name: self.method.schedule.amount(done) for name, done in self.progress.items()}
         thresholds = self.method.allocation(self.layers, scores, amounts)
-        averages = masked_layers(self.average) if self.average is not None else {}
-        for name, layer in self.layers.items():
-            layer.prune(scores[name] > thresholds[name])
-            if name in averages:
-                averages[name].set_mask(layer.mask)
-            self._clear_momentum(layer)
+        self.apply(thresholds, scores)
         return thresholds
+
+    def _scores(self) -> dict[str, Tensor]:
+        if self._traced:
+            if not self.memory:
+                raise RuntimeError("the criterion has seen no gradient: call observe(iteration) while watching is true")
+            return self.memory
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.round)
+        return {name: self.method.criterion(layer, generator) for name, layer in self.layers.items()}
+
+    def apply(self, thresholds: Mapping[str, float], scores: Mapping[str, Tensor] | None = None) -> None:
+        """Make the masks of model and average anew by one threshold per layer."""
+        scores = self._scores() if scores is None else scores
+        for name, layer in self.layers.items():
+            self.set_mask(name, self.method.masking(layer, scores[name], thresholds[name]))
+
+    @torch.no_grad()
+    def set_mask(self, name: str, keep: Tensor) -> None:
+        """Make ``keep`` (bool, shape of the weight) the mask of a layer, in the average too.
+
+        What is off is zero in the weights and in the optimizer's momentum, unless it goes on learning.
+        """
+        layers = [self.layers[name]] + ([self._averages[name]] if self.average is not None else [])
+        for layer in layers:
+            if isinstance(self.method.watch, Splice):
+                layer.mask.copy_(keep)
+            else:
+                layer.set_mask(keep)
+        if not isinstance(self.method.watch, Splice):
+            self._clear_momentum(self.layers[name])
 
     def _clear_momentum(self, layer) -> None:
         if self.optimizer is None:

@@ -22,6 +22,8 @@ class _Masked:
 
     weight: nn.Parameter
     mask: Tensor
+    dense_gradient: bool = False
+    dense_grad: Tensor | None = None
 
     def effective_weight(self) -> Tensor:
         """The weight with exact zeros where the mask is off; shape of ``weight``, which is finite."""
@@ -41,8 +43,22 @@ class _Masked:
             made = self.__dict__["_made"] = (mask, version, mask.to(self.weight.dtype))
         return made[2]
 
+    def _observed(self, weight: Tensor) -> Tensor:
+        """The effective weight; with ``dense_gradient`` its gradient is added to ``dense_grad`` in backward.
+
+        ``dense_grad`` has the shape of ``weight`` and counts pruned positions too; like ``grad``,
+        it sums up until it is set to None.
+        """
+        if self.dense_gradient and weight.requires_grad:
+            weight.register_hook(self._take)
+        return weight
+
+    def _take(self, gradient: Tensor) -> None:
+        gradient = gradient.detach()
+        self.dense_grad = gradient if self.dense_grad is None else self.dense_grad + gradient
+
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_made"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_made", "dense_grad")}
 
     @property
     def synapses(self) -> int:
@@ -92,7 +108,7 @@ class MaskedLinear(_Masked, nn.Linear):
         self.register_buffer("mask", torch.ones_like(self.weight, dtype=torch.bool))
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.effective_weight(), self.bias)
+        return F.linear(input, self._observed(self.effective_weight()), self.bias)
 
 
 class MaskedConv2d(_Masked, nn.Conv2d):
@@ -108,7 +124,7 @@ class MaskedConv2d(_Masked, nn.Conv2d):
         return torch.where(self.mask, self.weight, 0) if self.weight.shape[1] == 1 else super().effective_weight()
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.effective_weight(), self.bias)
+        return self._conv_forward(input, self._observed(self.effective_weight()), self.bias)
 
 
 _TWIN = {nn.Linear: MaskedLinear, nn.Conv2d: MaskedConv2d}

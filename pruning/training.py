@@ -163,14 +163,18 @@ def prepare(
 
 def step(training: Training, recipe: Recipe, images: Tensor, labels: Tensor) -> None:
     """One iteration: forward, backward, update, average; no synchronisation with the device."""
+    control = training.control
     F.cross_entropy(training.model(images), labels).backward()
+    if control.watching:
+        control.observe(training.iteration + 1)
+    done = training.iteration - control.restarted + 1
     for group in training.optimizer.param_groups:
-        group["lr"] = recipe.learning_rate * min(1, (training.iteration + 1) / max(recipe.warmup, 1))
+        group["lr"] = recipe.learning_rate * min(1, done / max(recipe.warmup, 1))
     training.optimizer.step()
     training.optimizer.zero_grad()
     training.iteration += 1
     # Young averages forget faster, so that the first weights do not linger.
-    decay = min(recipe.averaging, (1 + training.iteration) / (10 + training.iteration))
+    decay = min(recipe.averaging, (1 + done) / (10 + done))
     with torch.no_grad():
         torch._foreach_lerp_(*training.parameters, 1 - decay)
 
@@ -189,9 +193,12 @@ def train(
 
     Until its control starts, every training of the same network, recipe and seed is the same
     one: ``dense`` names a folder in which trainings of one ``dense_owner`` leave their state at
-    that moment, and from which later ones go on to the same numbers.
+    that moment, and from which later ones go on to the same numbers. A method that watches
+    training from its first iteration takes no part in that.
     """
     device = next(training.model.parameters()).device
+    if training.control.watches_early:
+        dense = None
     state = _usable(checkpoint, owner, device, warn) if checkpoint is not None else None
     if state is not None:
         training.load_state_dict(state)
