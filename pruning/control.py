@@ -43,8 +43,8 @@ class Restart:
     """What each round starts again after its pruning, the masks kept: the recipe, and the weights too.
 
     The weights go back to those after ``iteration`` iterations of the dense training (Frankle
-    et al. 2020; 0 is the initialisation, Frankle and Carbin 2019), optimizer and average with
-    them. With None the weights go on and the schedule of the learning rate alone starts again
+    et al. 2020; 0 is the initialisation, Frankle and Carbin 2019), or to those that first met the
+    requirement where that was earlier; optimizer and average go with them. With None the weights go on and the schedule of the learning rate alone starts again
     (Renda et al. 2020).
     """
 
@@ -257,6 +257,8 @@ class PruneControl:
             if self.phase == "train":
                 self.phase = "recover"
                 self.origin = copy.deepcopy(self._snapshot())
+                if self._early_missing and iteration <= self._rewound:
+                    self.early = self.origin
                 self._ask_for_gradients()
             if self.method.schedule.paced == "iterations":
                 thresholds = self._follow(iteration)
@@ -380,7 +382,7 @@ class PruneControl:
         return thresholds
 
     def _start_again(self, iteration: int) -> None:
-        self.restarted = iteration - (self._rewound or 0)
+        self.restarted = iteration - min(self._rewound or 0, self.start)
         if self._rewound is None:
             return
         if self.early is None:

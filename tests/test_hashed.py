@@ -1,0 +1,111 @@
+import copy
+from itertools import islice
+
+import pytest
+import torch
+from torch import nn
+
+from pruning import datasets, density, masked_layers
+from pruning.hashed import HashedConv2d, HashedLinear, hashed, ladder, main
+from pruning.networks import layers, lenet
+from pruning.study import Settings
+from pruning.training import accuracy
+
+NETWORK = "28x28-6c5-16c5-120-84-10"
+
+
+def test_a_layer_has_the_stated_number_of_parameters():
+    layer = HashedLinear(30, 20, weights=17, seed=1)
+    assert [tuple(parameter.shape) for parameter in layer.parameters()] == [(17,), (20,)]
+    assert (layer.synapses, layer.connections) == (17, 600)
+    conv = HashedConv2d(3, 8, 5, weights=9, bias=False)
+    assert sum(parameter.numel() for parameter in conv.parameters()) == conv.synapses == 9
+    assert conv.connections == 600 and conv(torch.randn(2, 3, 7, 7)).shape == (2, 8, 3, 3)
+    assert set(layer.state_dict()) == {"weight", "bias", "mask"}, "indices and signs follow from the seed"
+    assert layer.virtual_weight().abs().unique().numel() <= 17
+
+
+def test_every_weight_is_shared_evenly_with_both_signs():
+    layer = HashedLinear(300, 200, weights=20)
+    counts = layer.index.flatten().bincount(minlength=20)
+    expected = 60000 / 20  # six standard deviations of a binomial count
+    assert (counts - expected).abs().max() < 6 * (expected * (1 - 1 / 20)) ** 0.5
+    assert abs(layer.sign.sum()) < 6 * 60000**0.5 and layer.sign.abs().eq(1).all()
+
+
+def test_forward_equals_a_plain_layer_with_the_virtual_weight():
+    for layer, plain, shape in (
+        (HashedLinear(12, 5, weights=7), nn.Linear(12, 5), (4, 12)),
+        (HashedConv2d(2, 3, 3, weights=7), nn.Conv2d(2, 3, 3), (4, 2, 6, 6)),
+    ):
+        plain.load_state_dict({"weight": layer.virtual_weight().detach(), "bias": layer.bias.detach()})
+        x = torch.randn(shape)
+        assert torch.equal(layer(x), plain(x))
+
+
+def test_the_gradient_is_the_signed_sum_over_the_shared_positions():
+    layer = HashedLinear(12, 5, weights=7, seed=3).double()
+    virtual = layer.virtual_weight().detach().requires_grad_()
+    x, y = torch.randn(4, 12, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    (layer(x) - y).square().sum().backward()
+    (nn.functional.linear(x, virtual, layer.bias) - y).square().sum().backward()
+    for number in range(7):
+        there = layer.index == number
+        assert layer.weight.grad[number] == pytest.approx(float((virtual.grad * layer.sign)[there].sum()))
+
+
+def test_the_hash_follows_from_the_seed():
+    first, again, other = (HashedLinear(12, 5, weights=7, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.index, again.index) and torch.equal(first.virtual_weight(), again.virtual_weight())
+    assert not torch.equal(first.index, other.index)
+    twin = copy.deepcopy(first)
+    other.load_state_dict(first.state_dict())
+    assert torch.equal(twin.virtual_weight(), first.virtual_weight())
+    assert not torch.equal(other.virtual_weight(), first.virtual_weight())
+
+
+@pytest.mark.parametrize("part", [1.0, 0.1, 0.001])
+def test_a_network_of_a_density(part):
+    torch.manual_seed(0)
+    model = hashed(lenet(NETWORK), part)
+    found = masked_layers(model)
+    assert {name: layer.synapses for name, layer in found.items()} == {
+        layer.name: max(round(part * layer.synapses), 1) for layer in layers(NETWORK)
+    }
+    assert {name: layer.connections for name, layer in found.items()} == {l.name: l.synapses for l in layers(NETWORK)}
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10) and density(model) == 1
+    # Layers draw from hash functions of their own.
+    assert not torch.equal(found["fc1"].index.flatten()[:100], found["fc2"].index.flatten()[:100])
+
+
+@pytest.mark.parametrize(("make", "said"), [
+    (lambda: hashed(nn.Linear(2, 2), 0), r"density must lie in \(0, 1\], got 0"),
+    (lambda: HashedLinear(2, 2, weights=5), "weights must be from 1 to the 4 connections, got 5"),
+    (lambda: HashedLinear(2, 2, weights=0), "got 0"),
+])
+def test_bad_parameters(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_a_ladder_counts_every_iteration():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    digits = datasets.load("digits")
+    settings = Settings(batch=32, warmup=20, averaging=0.9, interval=20, patience=4, budget=400)
+    rungs = list(islice(ladder(NETWORK, digits, settings, 0.6, 0), 3))
+    torch.set_num_threads(before)
+    assert [rung.reached for rung in rungs[:2]] == [True, True]
+    total = rungs[0].synapses
+    assert rungs[0].weights == total == sum(layer.synapses for layer in layers(NETWORK))
+    assert [rung.density for rung in rungs] == pytest.approx([0.7**n for n in range(len(rungs))], abs=1e-3)
+    for number, rung in enumerate(rungs):
+        assert rung.spent == sum(other.iterations for other in rungs[: number + 1]) <= 400
+        assert rung.effort == rung.spent / rungs[0].iterations
+    assert sum(layer.synapses for layer in masked_layers(rungs[1].model).values()) == rungs[1].weights
+    assert accuracy(rungs[1].model, digits.validation) == rungs[1].accuracy >= 0.6
+
+
+def test_the_command_names_an_unknown_benchmark(capsys):
+    assert main(["nothing", "--requirement", "0.9"]) == 1
+    assert "no study has a benchmark 'nothing'" in capsys.readouterr().err
