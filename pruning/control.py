@@ -88,17 +88,19 @@ METHODS: Mapping[str, Method | None] = {
     "erk": Method(saliency.magnitude, saliency.erk, Cubic(0.005)),
     "lamp": Method(saliency.magnitude, saliency.lamp, Cubic(0.005)),
     "sensitivity": Method(saliency.sensitivity, saliency.across, Cubic(0.005), watch=Trace()),
-    "movement": Method(saliency.movement, saliency.across, Cubic(0.005), watch=Trace()),
     # Each rung of the ladder is trained from the initialisation: what was spent before counts.
     "snip": Method(saliency.snip, saliency.across, Ladder(0.7), watch=Trace(once=True), restart=Restart(0)),
     "lottery": Method(saliency.magnitude, saliency.across, Ladder(0.7), restart=Restart(50)),
     "raterewind": Method(saliency.magnitude, saliency.across, Ladder(0.7), restart=Restart(None)),
     # Rounds from the dense model on; what the paper does between prunings happens between them.
-    "surgery": Method(
-        saliency.magnitude, saliency.by_spread, Rising(0.1, start=-1.3), masking=saliency.spliced, watch=Splice()
-    ),
     "rigl": Method(saliency.magnitude, saliency.erk, Ladder(0.7), watch=Regrow()),
+    "movement": Method(saliency.movement, saliency.uniform, Ladder(0.7), watch=Trace()),
     "dsd": Method(saliency.magnitude, saliency.across, Ladder(0.7), redense=3),
+    # Two that add one part to iterative.
+    "surgery": Method(
+        saliency.magnitude, saliency.by_deviation, Rising(0.1), convolution_pace=0.5, masking=saliency.spliced,
+        watch=Splice(),
+    ),
     "biased": Method(saliency.magnitude, saliency.by_deviation, Rising(0.1), convolution_pace=0.5, watch=Bias()),
 }
 

@@ -46,17 +46,21 @@ class Splice:
     """Dynamic network surgery (Guo et al. 2016): what was cut goes on learning, and may come back.
 
     Every synapse, cut or not, is updated with the gradient of the effective weight; every
-    ``every`` iterations the masks are made anew with the thresholds of the last round.
+    ``every`` iterations the masks are made anew with the thresholds of the last round. A cut
+    synapse's gradient counts ``rate`` times: a fifth of this recipe's learning rate is the
+    paper's 0.01. At the full rate many of them grow at once to mend one fault, and come back together.
     """
 
     every: int = 10
+    rate: float = 0.2
     early: ClassVar[bool] = False
     dense: ClassVar[bool] = True
 
     @torch.no_grad()
     def step(self, control: PruneControl, iteration: int) -> None:
         for layer in control.layers.values():
-            layer.weight.grad.copy_(layer.dense_grad)  # in place: the optimizer wants its memory layout
+            # In place, as the optimizer wants the weight's memory layout.
+            layer.weight.grad.copy_(torch.where(layer.mask, layer.dense_grad, self.rate * layer.dense_grad))
         if control.thresholds and iteration % self.every == 0:
             control.apply(control.thresholds)
 

@@ -64,7 +64,8 @@ def spliced(layer: Layer, scores: Tensor, threshold: float) -> Tensor:
     """The new mask of network surgery (Guo et al. 2016, equation 3).
 
     Scores below 0.9 of the threshold are cut, those above 1.1 of it come back, and between them
-    the mask stays as it is.
+    the mask stays as it is. The paper's own threshold is the mean of a layer's magnitudes plus
+    some of their standard deviations; any allocation will do here.
     """
     return (layer.mask & (scores >= 0.9 * threshold)) | (scores > 1.1 * threshold)
 
@@ -95,13 +96,6 @@ def across(layers: Mapping[str, Layer], scores: Scores, amounts: Amounts) -> dic
     """
     together = torch.cat([_left(layers[name], scores[name]).flatten() for name in layers])
     return dict.fromkeys(layers, _threshold(together, _together(layers, amounts)))
-
-
-def by_spread(layers: Mapping[str, Layer], scores: Scores, amounts: Amounts) -> dict[str, float]:
-    """Guo et al. 2016: mean plus ``amounts`` standard deviations of the layer's scores, pruned ones counted."""
-    return {
-        name: max(float(found.mean() + amounts[name] * found.std(correction=0)), 0.0) for name, found in scores.items()
-    }
 
 
 def erk(layers: Mapping[str, Layer], scores: Scores, amounts: Amounts) -> dict[str, float]:

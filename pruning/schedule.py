@@ -7,28 +7,24 @@ for thresholds per layer, a density (fraction of synapses that stay) for the oth
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 
 @dataclass(frozen=True)
 class Rising:
-    """A quality factor that rises by ``rate`` (standard deviations) a round (Han et al. 2015), from ``start`` on."""
+    """A quality factor that rises by ``rate`` (standard deviations) a round (Han et al. 2015)."""
 
     rate: float = 0.1
-    start: float = 0.0
     paced: ClassVar[str] = "rounds"
 
     def __post_init__(self):
         if not self.rate > 0:
             raise ValueError(f"rate must be positive, got {self.rate}")
-        if not math.isfinite(self.start):
-            raise ValueError(f"start must be a number, got {self.start}")
 
     def amount(self, progress: float) -> float:
         """Quality factor after ``progress`` rounds; a layer's pace may make it fractional."""
-        return self.start + self.rate * progress
+        return self.rate * progress
 
 
 @dataclass(frozen=True)
