@@ -44,11 +44,16 @@ class Restart:
 
     The weights go back to those after ``iteration`` iterations of the dense training (Frankle
     et al. 2020; 0 is the initialisation, Frankle and Carbin 2019), or to those that first met the
-    requirement where that was earlier; optimizer and average go with them. With None the weights go on and the schedule of the learning rate alone starts again
-    (Renda et al. 2020).
+    requirement where that was earlier; optimizer and average go with them. With None the weights
+    go on, and the recipe's clock alone starts again: the warm-up of the learning rate is repeated
+    (Renda et al. 2020), and the average is young again.
     """
 
     iteration: int | None
+
+    def __post_init__(self):
+        if self.iteration is not None and self.iteration < 0:
+            raise ValueError(f"iteration must be 0 or more, or None, got {self.iteration}")
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,12 @@ class Method:
     restart: Restart | None = None
     redense: int = 0
 
+    def __post_init__(self):
+        if self.schedule.paced != "rounds" and (self.rewind or self.restart or self.redense):
+            raise ValueError("rewind, restart and redense need a schedule that is paced by rounds")
+        if self.rewind and self.restart:
+            raise ValueError("a method has rewind or restart, not both")
+
 
 METHODS: Mapping[str, Method | None] = {
     "unpruned": None,
@@ -83,16 +94,18 @@ METHODS: Mapping[str, Method | None] = {
     "gradual": Method(saliency.magnitude, saliency.across, Cubic(0.005)),
     "oneshot": Method(saliency.magnitude, saliency.across, Ladder(0.7), rewind=True),
     "random": Method(saliency.random, saliency.uniform, Ladder(0.8)),
-    # Four that differ from gradual in one part: the allocation, or the criterion.
+    # Each differs from gradual in one part: the allocation, or the criterion.
     "uniform": Method(saliency.magnitude, saliency.uniform, Cubic(0.005)),
     "erk": Method(saliency.magnitude, saliency.erk, Cubic(0.005)),
     "lamp": Method(saliency.magnitude, saliency.lamp, Cubic(0.005)),
     "sensitivity": Method(saliency.sensitivity, saliency.across, Cubic(0.005), watch=Trace()),
-    # Each rung of the ladder is trained from the initialisation: what was spent before counts.
+    # A ladder of densities, each trained from the initialisation (SNIP's masks are those of its first
+    # batch) or from early weights, or with the warm-up repeated. All iterations count.
     "snip": Method(saliency.snip, saliency.across, Ladder(0.7), watch=Trace(once=True), restart=Restart(0)),
     "lottery": Method(saliency.magnitude, saliency.across, Ladder(0.7), restart=Restart(50)),
     "raterewind": Method(saliency.magnitude, saliency.across, Ladder(0.7), restart=Restart(None)),
-    # Rounds from the dense model on; what the paper does between prunings happens between them.
+    # A ladder too, going on from the last rung. RigL exchanges synapses at the density of each rung,
+    # from the mask that magnitude left; dense-sparse-dense has all of them back between two rungs.
     "rigl": Method(saliency.magnitude, saliency.erk, Ladder(0.7), watch=Regrow()),
     "movement": Method(saliency.movement, saliency.uniform, Ladder(0.7), watch=Trace()),
     "dsd": Method(saliency.magnitude, saliency.across, Ladder(0.7), redense=3),
@@ -334,7 +347,10 @@ class PruneControl:
 
     @property
     def _enough(self) -> int:
-        """Evaluations without the requirement met that end it: a training from early weights has the dense one's too."""
+        """How many evaluations without the requirement met end it.
+
+        A training from early weights has as many as the dense one took, and the patience more.
+        """
         if self._rewound is None:
             return self.patience
         return self.patience + sum(event.phase == "train" for event in self.events)
@@ -397,6 +413,7 @@ class PruneControl:
             self.set_mask(name, mask)
 
     def _redense(self, met: bool) -> str | None:
+        """Bring all synapses back, or count an evaluation of their rest; the action, if there is one."""
         if self.phase == "dense":
             self.rested += 1
             return None
@@ -449,13 +466,13 @@ class PruneControl:
 
         What is off is zero in the weights and in the optimizer's momentum, unless it goes on learning.
         """
-        layers = [self.layers[name]] + ([self._averages[name]] if self.average is not None else [])
-        for layer in layers:
-            if isinstance(self.method.watch, Splice):
+        hidden = isinstance(self.method.watch, Splice)
+        for layer in (self.layers[name], self._averages.get(name)):
+            if layer is not None and hidden:
                 layer.mask.copy_(keep)
-            else:
+            elif layer is not None:
                 layer.set_mask(keep)
-        if not isinstance(self.method.watch, Splice):
+        if not hidden:
             self._clear_momentum(self.layers[name])
 
     def _clear_momentum(self, layer) -> None:

@@ -56,6 +56,10 @@ class Splice:
     early: ClassVar[bool] = False
     dense: ClassVar[bool] = True
 
+    def __post_init__(self):
+        if self.every < 1 or not 0 <= self.rate <= 1:
+            raise ValueError(f"every must be at least 1 and rate lie in [0, 1], got {self.every} and {self.rate}")
+
     @torch.no_grad()
     def step(self, control: PruneControl, iteration: int) -> None:
         for layer in control.layers.values():
@@ -77,6 +81,10 @@ class Regrow:
     fraction: float = 0.3
     early: ClassVar[bool] = False
     dense: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"fraction must lie between 0 and 1, got {self.fraction}")
 
     def exchanged(self, since: int, phase: int) -> float:
         """The fraction exchanged ``since`` iterations after the pruning, in a phase of ``phase`` iterations."""
@@ -118,6 +126,10 @@ class Bias:
     scale: float = 10.0
     early: ClassVar[bool] = False
     dense: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if not (0 < self.strength < math.inf and 0 < self.scale < math.inf):
+            raise ValueError(f"strength and scale must be positive, got {self.strength} and {self.scale}")
 
     @torch.no_grad()
     def step(self, control: PruneControl, iteration: int) -> None:

@@ -18,7 +18,11 @@ from torch import Tensor, nn
 
 
 class _Masked:
-    """What both masked layers share; ``mask`` is a bool buffer of the weight's shape."""
+    """What both masked layers share; ``mask`` is a bool buffer of the weight's shape.
+
+    A layer whose ``dense_gradient`` is set tells in ``dense_grad``, after a backward pass, the
+    gradient of its effective weight, pruned positions counted.
+    """
 
     weight: nn.Parameter
     mask: Tensor
@@ -44,10 +48,9 @@ class _Masked:
         return made[2]
 
     def _observed(self, weight: Tensor) -> Tensor:
-        """The effective weight; with ``dense_gradient`` its gradient is added to ``dense_grad`` in backward.
+        """The effective weight; where asked for, its gradient is added to ``dense_grad`` in backward.
 
-        ``dense_grad`` has the shape of ``weight`` and counts pruned positions too; like ``grad``,
-        it sums up until it is set to None.
+        As ``grad`` does, ``dense_grad`` sums up until it is set to None.
         """
         if self.dense_gradient and weight.requires_grad:
             weight.register_hook(self._take)

@@ -11,7 +11,7 @@ from torch import nn
 
 from pruning import datasets, density, masked, masked_layers, saliency
 from pruning.control import METHODS, Method, PruneControl, Restart
-from pruning.dynamics import Bias, Regrow
+from pruning.dynamics import Bias, Regrow, Splice
 from pruning.schedule import Ladder
 from pruning.study import Settings
 from pruning.training import batches, prepare, step, train
@@ -470,6 +470,32 @@ def test_biased_decay_makes_small_weights_smaller():
 
 # All of them
 
+
+@pytest.mark.parametrize(("make", "said"), [
+    (lambda: Restart(-1), "iteration must be 0 or more, or None, got -1"),
+    (lambda: Splice(every=0), "every must be at least 1"),
+    (lambda: Splice(rate=1.5), r"rate lie in \[0, 1\]"),
+    (lambda: Regrow(fraction=1), "fraction must lie between 0 and 1, got 1"),
+    (lambda: Bias(strength=0), "strength and scale must be positive, got 0"),
+    (lambda: Bias(scale=math.nan), "strength and scale must be positive"),
+    (lambda: replace(METHODS["gradual"], restart=Restart(0)), "need a schedule that is paced by rounds"),
+    (lambda: replace(METHODS["gradual"], redense=1), "need a schedule that is paced by rounds"),
+    (lambda: replace(METHODS["oneshot"], restart=Restart(0)), "rewind or restart, not both"),
+])
+def test_bad_parts(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_an_accuracy_that_always_suffices_comes_to_an_end(name):
+    control = controlled(METHODS[name], ramp=200)
+    for iteration in range(1, 3000):
+        iterate(control, iteration)
+        if iteration % 10 == 0 and control.update(iteration, 0.9).finished:
+            break
+    assert control.events[-1].action in ("nothing left to prune", "ramp completed")
+    assert density(control.delivered()) == control.best["density"] < 0.07
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, name):
