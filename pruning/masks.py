@@ -104,8 +104,9 @@ class MaskedConv2d(_Masked, nn.Conv2d):
 
     def effective_weight(self) -> Tensor:
         # Of one channel, both memory layouts look alike, and a product falls back to the default one;
-        # ``where`` keeps the weight's own, which decides how fast the convolution is.
-        return torch.where(self.mask, self.weight, 0) if self.weight.shape[1] == 1 else super().effective_weight()
+        # ``where`` keeps channels-last (channels one apart), which decides how fast the convolution is.
+        last = self.weight.shape[1] == 1 and self.weight.stride(1) == 1
+        return torch.where(self.mask, self.weight, 0) if last else super().effective_weight()
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, self.effective_weight(), self.bias)

@@ -328,7 +328,7 @@ def test_the_methods_are_those_of_this_protocol():
                           method.convolution_pace)
         for name, method in METHODS.items()
     }
-    assert PROTOCOL == 1 and told == {
+    assert PROTOCOL == 2 and told == {
         "unpruned": None,
         "iterative": ("magnitude", "by_deviation", Rising(0.1), False, 0.5),
         "gradual": ("magnitude", "across", Cubic(0.005), False, 1.0),
