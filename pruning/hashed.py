@@ -59,7 +59,7 @@ class _Hashed(_Masked):
 
     def virtual_weight(self) -> Tensor:
         """The weight of every connection: the shared one with the connection's sign."""
-        return self._observed(self.effective_weight())[self.index] * self.sign
+        return self.effective_weight()[self.index] * self.sign
 
     @property
     def connections(self) -> int:

@@ -31,7 +31,7 @@ class _Masked:
 
     def effective_weight(self) -> Tensor:
         """The weight with exact zeros where the mask is off; shape of ``weight``, which is finite."""
-        return self.weight * self._factor()
+        return self._observed(self.weight * self._factor())
 
     def _factor(self) -> Tensor:
         """The mask in the weight's dtype, made anew when the mask is another or has changed.
@@ -111,7 +111,7 @@ class MaskedLinear(_Masked, nn.Linear):
         self.register_buffer("mask", torch.ones_like(self.weight, dtype=torch.bool))
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self._observed(self.effective_weight()), self.bias)
+        return F.linear(input, self.effective_weight(), self.bias)
 
 
 class MaskedConv2d(_Masked, nn.Conv2d):
@@ -123,11 +123,12 @@ class MaskedConv2d(_Masked, nn.Conv2d):
 
     def effective_weight(self) -> Tensor:
         # Of one channel, both memory layouts look alike, and a product falls back to the default one;
-        # ``where`` keeps the weight's own, which decides how fast the convolution is.
-        return torch.where(self.mask, self.weight, 0) if self.weight.shape[1] == 1 else super().effective_weight()
+        # ``where`` keeps channels-last (channels one apart), which decides how fast the convolution is.
+        last = self.weight.shape[1] == 1 and self.weight.stride(1) == 1
+        return self._observed(torch.where(self.mask, self.weight, 0)) if last else super().effective_weight()
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self._observed(self.effective_weight()), self.bias)
+        return self._conv_forward(input, self.effective_weight(), self.bias)
 
 
 _TWIN = {nn.Linear: MaskedLinear, nn.Conv2d: MaskedConv2d}

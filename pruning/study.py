@@ -26,7 +26,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pruning import __version__, datasets
+from pruning import __version__, convolution, datasets
 from pruning.control import METHODS
 from pruning.files import DamagedFile, locked, save_state, set_aside, write_whole
 from pruning.masks import masked_layers
@@ -35,7 +35,7 @@ from pruning.results import ROOT, digest, folder, read_record, readme, write_rec
 from pruning.training import Recipe, Training, accuracy, network, prepare, train
 
 # To be raised when a change to the code makes the same parameters give other numbers.
-PROTOCOL = 1
+PROTOCOL = 2
 TRAJECTORY_POINTS = 80
 HISTOGRAM_BINS = 41
 # Layers of at most so many synapses show their mask in the record (the report's figure 1).
@@ -460,13 +460,14 @@ def _histogram(weights: torch.Tensor) -> dict:
 
 
 def environment(device: torch.device | str = "cpu") -> dict:
-    """What the numbers were made with: versions, revision, device, threads."""
+    """What the numbers were made with: versions, revision, device, threads, and who did the convolutions."""
     device = torch.device(device)
     found = {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")}
     cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "pruning": __version__, "revision": _revision(), "python": platform.python_version(), **found,
         "device": cuda or _processor(), "threads": torch.get_num_threads(), "system": platform.system(),
+        "convolutions": "compiled" if device.type == "cpu" and convolution.available() else "torch",
     }
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pruning import convolution
 from pruning.control import Event, Method, PruneControl
 from pruning.datasets import Dataset, Split
 from pruning.files import DamagedFile, load_state, save_state, set_aside
@@ -58,11 +59,12 @@ def generator(*words: int) -> torch.Generator:
 
 
 def network(notation: str, seed: int, device: torch.device | str = "cpu") -> nn.Module:
-    """A masked network with the weights that belong to ``seed``, in channels-last layout."""
+    """A masked network with the weights that belong to ``seed``, in the layout that is fastest on the device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
         model = lenet(notation)
-    return masked(model).to(device, memory_format=torch.channels_last)
+    compiled = torch.device(device).type == "cpu" and convolution.available()
+    return masked(model).to(device, memory_format=torch.contiguous_format if compiled else torch.channels_last)
 
 
 def batches(dataset: Dataset, recipe: Recipe, seed: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -74,7 +76,7 @@ def batches(dataset: Dataset, recipe: Recipe, seed: int, done: int = 0) -> Itera
     if recipe.batch > len(labels):
         raise ValueError(f"a batch of {recipe.batch} is more than the {len(labels)} training images of {dataset.name}")
     per_epoch = len(labels) // recipe.batch
-    windows = _shifted(images, dataset.black, recipe.shift)
+    padded = _padded(images, dataset.black, recipe.shift)
     iteration, epoch = done, -1
     while True:
         if iteration // per_epoch != epoch:
@@ -87,21 +89,19 @@ def batches(dataset: Dataset, recipe: Recipe, seed: int, done: int = 0) -> Itera
         start = (iteration % per_epoch) * recipe.batch
         chosen = slice(start, start + recipe.batch)
         picked = order[chosen]
-        batch = windows[picked, :, moves[0, chosen], moves[1, chosen]]
-        if recipe.flip:
-            batch = torch.where(mirrored[chosen, None, None, None], batch.flip(3), batch)
-        yield batch.contiguous(memory_format=torch.channels_last), labels[picked]
+        batch = convolution.windows(
+            padded, picked, *moves[:, chosen], mirrored[chosen] if recipe.flip else None, *images.shape[2:]
+        )
+        yield batch, labels[picked]
         iteration += 1
 
 
-def _shifted(images: Tensor, black: Tensor, shift: int) -> Tensor:
-    """All shifts of all images as a view: [N, C, 2 shift + 1, 2 shift + 1, H, W]."""
+def _padded(images: Tensor, black: Tensor, shift: int) -> Tensor:
+    """The images with a black margin of ``shift`` pixels on every side."""
     height, width = images.shape[2:]
-    if shift:
-        padded = black.to(images).view(1, -1, 1, 1).repeat(len(images), 1, height + 2 * shift, width + 2 * shift)
-        padded[:, :, shift:-shift, shift:-shift] = images
-        images = padded
-    return images.unfold(2, height, 1).unfold(3, width, 1)
+    padded = black.to(images).view(1, -1, 1, 1).repeat(len(images), 1, height + 2 * shift, width + 2 * shift)
+    padded[:, :, shift : shift + height, shift : shift + width] = images
+    return padded
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ def accuracy(model: nn.Module, split: Split, batch: int = 500) -> float:
     training = model.training
     model.eval()
     right = sum(
-        (model(images.contiguous(memory_format=torch.channels_last)).argmax(1) == labels).sum()
+        (convolution.run(model, images).argmax(1) == labels).sum()
         for images, labels in zip(split.images.split(batch), split.labels.split(batch))
     )
     model.train(training)
@@ -164,7 +164,7 @@ def prepare(
 def step(training: Training, recipe: Recipe, images: Tensor, labels: Tensor) -> None:
     """One iteration: forward, backward, update, average; no synchronisation with the device."""
     control = training.control
-    F.cross_entropy(training.model(images), labels).backward()
+    F.cross_entropy(convolution.run(training.model, images), labels).backward()
     if control.watching:
         control.observe(training.iteration + 1)
     done = training.iteration - control.restarted + 1

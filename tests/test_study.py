@@ -330,7 +330,7 @@ def test_the_methods_are_those_of_this_protocol():
         for name, method in METHODS.items()
     }
     plain = ("cut", None, None, 0)
-    assert PROTOCOL == 1 and told == {
+    assert PROTOCOL == 2 and told == {
         "unpruned": None,
         "iterative": ("magnitude", "by_deviation", Rising(0.1), False, 0.5, *plain),
         "gradual": ("magnitude", "across", Cubic(0.005), False, 1.0, *plain),
