@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruning import datasets, density, masked, masked_layers, saliency
+from pruning import convolution, datasets, density, masked, masked_layers, saliency
 from pruning.control import METHODS, Method, PruneControl, Restart
 from pruning.dynamics import Bias, Regrow, Splice
 from pruning.schedule import Ladder
@@ -263,6 +263,23 @@ def test_the_dense_gradient_is_that_of_the_effective_weight():
         control = controlled(METHODS[name])
         control.update(1, 0.9)
         assert not any(layer.dense_gradient for layer in control.layers.values())
+
+
+def test_the_dense_gradient_through_compiled_convolutions(digits):
+    model = prepared().model
+    for layer in masked_layers(model).values():
+        layer.prune(torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(1)) < 0.2)
+        layer.dense_gradient = True
+    images, labels = next(batches(digits, SETTINGS.recipe, 0))
+    found = []
+    for forward in (convolution.run, nn.Module.__call__):
+        F.cross_entropy(forward(model, images), labels).backward()
+        found.append({name: layer.dense_grad for name, layer in masked_layers(model).items()})
+        for layer in masked_layers(model).values():
+            layer.dense_grad = None
+    for name, layer in masked_layers(model).items():
+        assert torch.allclose(found[0][name], found[1][name], atol=1e-6)
+        assert found[0][name][~layer.mask].any()
 
 
 # RigL
