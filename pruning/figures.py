@@ -14,6 +14,7 @@ import base64
 import functools
 import io
 import os
+import textwrap
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from pruning.claims import METHOD, REPORTED, REPORTED_REDUCTIONS, Claim, average, formatted  # noqa: F401 (the notebooks ask here)
 from pruning.files import write_whole
 from pruning.networks import input_shape, layers
 from pruning.results import ROOT
@@ -73,10 +75,6 @@ _SPARE_COLORS = tuple(seaborn.color_palette("colorblind").as_hex()[index] for in
 _SPARE_MARKERS = ("v", "P", "<", ">", "p", "h", "*")
 _SPARE_HATCHES = ("\\\\\\", "+++", "ooo", "---", "|||", "OO", "**")
 
-# What the report says of its own networks: synapses left, by benchmark and requirement, and the
-# reductions over all of its benchmarks (smallest, largest, mean).
-REPORTED = {("mnist-2c", 0.99): 0.40}
-REPORTED_REDUCTIONS = (0.38, 0.79, 0.61)
 REPORTED_LINE = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4}
 
 MEAN_AND_RANGE = "mean; error bars: smallest to largest of {n} seeds"
@@ -378,6 +376,62 @@ def training_effort(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     figure.legend(handles, names, loc="outside lower center", ncols=3, handlelength=3.6, handler_map=side_by_side)
     _caption(figure, table, "bars and large points: ")
     return figure
+
+
+@_styled
+def claim(found: Claim) -> Figure:
+    """A claim of the report, part by part: every seed, their mean, and what it is compared with."""
+    rows = len(found.parts)
+    figure = Figure(figsize=(8.4, 1.75 + 0.34 * rows), layout="constrained")
+    axes = figure.subplots()
+    drawn, words = look(METHOD), [formatted(average(part.values, found.kind), found.kind) for part in found.parts]
+    for number, part in enumerate(found.parts):
+        last = number == rows - 1
+        center = average(part.values, found.kind)
+        if last and rows > 1:
+            axes.axhspan(number - 0.5, number + 0.5, color="#f3f3f3", linewidth=0)
+        axes.plot([min(part.values), max(part.values)], [number, number], color=drawn.color, linewidth=1.6)
+        axes.plot(part.values, [number] * len(part.values), drawn.marker, color=drawn.color, markersize=4, alpha=0.7)
+        axes.plot(center, number, drawn.marker, color=drawn.color, markersize=9, markeredgewidth=1.4,
+                  markerfacecolor=drawn.color if part.holds else "white")
+    for (name, value), dashes in zip(found.references, ((0, (4, 2)), "-", ":")):
+        axes.axvline(value, color=INK, linewidth=1.3, linestyle=dashes, zorder=1.5,
+                     label=name)
+    axes.plot([], [], drawn.marker, color=drawn.color, markersize=4, alpha=0.7, linestyle="", label="one seed")
+    axes.plot([], [], drawn.marker, color=drawn.color, markersize=9, linestyle="", label="mean: the part holds")
+    axes.plot([], [], drawn.marker, color=drawn.color, markersize=9, markerfacecolor="white", markeredgewidth=1.4,
+              linestyle="", label="mean: it does not")
+    axes.set_yticks(range(rows), [part.name for part in found.parts])
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", visible=True)
+    axes.tick_params(axis="y", length=0)
+    beside = axes.secondary_yaxis("right")
+    beside.set_yticks(range(rows), words)
+    beside.tick_params(length=0)
+    beside.spines["right"].set_visible(False)
+    if found.kind == "factor":
+        _factor_axis(axes, [value for part in found.parts for value in part.values])
+    else:
+        unit = " %" if found.kind == "percent" else ""
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}{unit}"))
+    axes.set_xlabel("\n".join(textwrap.wrap(found.quantity + (" (points)" if found.kind == "points" else ""), 84)))
+    figure.legend(loc="outside lower center", ncols=4 if len(found.references) == 1 else 3)
+    return figure
+
+
+def _factor_axis(axes, values: list[float]) -> None:
+    axes.set_xscale("log")
+    least, most = min(1.0, *values) / 1.15, max(1.0, *values) * 1.15
+    steps = [base * 10.0**power for power in range(-4, 5) for base in (1, 2, 5)]
+    if most / least < 5:
+        steps = sorted({*steps, *(factor * 10.0**power for power in range(-2, 3) for factor in (1.5, 3, 4, 7))})
+    if most / least > 500:
+        steps = [10.0**power for power in range(-4, 5)]
+    axes.set_xticks([step for step in steps if least <= step <= most])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.set_xlim(least, most)
 
 
 def _by_benchmark(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
