@@ -70,6 +70,7 @@ LOOKS = {
     "gradual": Look("#e69f00", "^", "///", "gradual"),
     "oneshot": Look("#009e73", "D", "...", "one-shot"),
     "random": Look("#cc79a7", "X", "xxx", "random"),
+    "small": Look("#56b4e9", "v", "---", "small dense network"),
 }
 _SPARE_COLORS = tuple(seaborn.color_palette("colorblind").as_hex()[index] for index in (3, 9, 5, 8, 6))
 _SPARE_MARKERS = ("v", "P", "<", ">", "p", "h", "*")
@@ -77,7 +78,7 @@ _SPARE_HATCHES = ("\\\\\\", "+++", "ooo", "---", "|||", "OO", "**")
 
 REPORTED_LINE = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4}
 
-MEAN_AND_RANGE = "mean; error bars: smallest to largest of {n} seeds"
+MEAN_AND_RANGE = "mean; {spread}: smallest to largest of {n} seeds"
 
 
 def look(method: str) -> Look:
@@ -434,6 +435,87 @@ def _factor_axis(axes, values: list[float]) -> None:
     axes.set_xlim(least, most)
 
 
+@_styled
+def tradeoff(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """Test accuracy against compression ratio and theoretical speed-up, every method at equal training effort.
+
+    ``table`` as ``tradeoff.frame`` makes it. The accuracy's axis is logarithmic in the error, so
+    that one panel shows tenths of a percent near the top and chance at the bottom.
+    """
+    methods = ordered(table["method"])
+    figure, grid = _panels(table, titles, heights=(3.3, 3.3))
+    for (_, part), pair in zip(_by_benchmark(table), (pair for row in grid for pair in zip(*row))):
+        for axes, along in zip(pair, ("compression", "speedup")):
+            _tradeoff(axes, part, along, methods)
+        pair[0].set_xlabel("compression ratio (all synapses / synapses left)")
+        pair[1].set_xlabel("theoretical speed-up (all multiply-accumulates / those left)")
+    handles = [_handle(method) for method in methods]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    seeds = table.groupby(["benchmark", "method", "ratio"]).size()
+    _counted(figure, seeds, "points: ")
+    return figure
+
+
+def _tradeoff(axes, part: pd.DataFrame, along: str, methods: list[str]) -> None:
+    error = 1 - part["test_accuracy"]
+    for method in methods:
+        drawn, runs = look(method), part[part["method"] == method]
+        groups = runs.groupby("ratio")
+        value = groups["test_accuracy"].agg(["mean", "min", "max"])
+        if method == "unpruned":
+            for row in value.itertuples():
+                axes.axhline(1 - row.mean, color=drawn.color, linewidth=1.6, zorder=1.5)
+                axes.axhspan(1 - row.max, 1 - row.min, color=drawn.color, alpha=0.2, linewidth=0)
+            continue
+        spread = [value["max"] - value["mean"], value["mean"] - value["min"]]
+        axes.errorbar(groups[along].mean(), 1 - value["mean"], spread, color=drawn.color, capsize=2.5, linewidth=1.4,
+                      marker=drawn.marker, markersize=6)
+    axes.set_yscale("log")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    least, most = 0.85 * error[error > 0].min(), min(1.0, 1.1 * error.max())
+    steps = [0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9]
+    shown = [step for step in steps if least <= step <= most]
+    if most / least > 20:
+        shown = [step for step in shown if step in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9)]
+    axes.set_yticks(shown)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * (1 - value):.4g} %"))
+    axes.set_ylim(most, least)
+    axes.set_ylabel("test accuracy\n(log of the error)" if axes.get_subplotspec().is_first_col() else "")
+
+
+@_styled
+def sensitivity(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """Validation accuracy as each layer alone is pruned by magnitude, without retraining (Han et al. 2015, figure 6).
+
+    ``table`` as ``tradeoff.scans`` makes it. Lines are means over the seeds, bands reach from the
+    smallest to the largest.
+    """
+    figure, grid = _panels(table, titles, heights=(3.6,))
+    panels = [axes for (line,) in grid for axes in line]
+    for (_, part), axes in zip(_by_benchmark(table), panels):
+        names = list(dict.fromkeys(part["layer"]))
+        colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(names)))
+        for number, (name, color) in enumerate(zip(names, colors)):
+            value = part[part["layer"] == name].groupby("density")["validation_accuracy"].agg(["mean", "min", "max"])
+            axes.plot(value.index, value["mean"], color=color, linestyle=("-", "--", "-.", ":")[number % 4], label=name)
+            axes.fill_between(value.index, value["min"], value["max"], color=color, alpha=0.15, linewidth=0)
+        axes.set_xscale("log")
+        axes.set_xlim(1, part["density"].min())
+        ticks = [tick for tick in (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005) if tick >= part["density"].min()]
+        axes.set_xticks(ticks)
+        axes.xaxis.set_minor_locator(NullLocator())
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("density of the one layer that is pruned")
+        axes.set_ylabel("validation accuracy" if axes.get_subplotspec().is_first_col() else "")
+        axes.legend(loc="lower left", ncols=2)
+    _counted(figure, table.groupby(["benchmark", "layer", "density"]).size(), "lines: ", "bands")
+    return figure
+
+
 def _by_benchmark(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(name, table[table["benchmark"] == name]) for name in benchmarks(table)]
 
@@ -506,9 +588,13 @@ def _groups(axes, requirements: list[float]) -> None:
 
 
 def _caption(figure: Figure, table: pd.DataFrame, before: str) -> None:
-    counts = table.groupby(["benchmark", "requirement", "method"]).size()
+    _counted(figure, table.groupby(["benchmark", "requirement", "method"]).size(), before)
+
+
+def _counted(figure: Figure, counts: pd.Series, before: str, spread: str = "error bars") -> None:
     n = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    figure.suptitle(before + MEAN_AND_RANGE.format(n=n), fontsize=9, color=SOFT, x=0.995, ha="right")
+    text = before + MEAN_AND_RANGE.format(n=n, spread=spread)
+    figure.suptitle(text, fontsize=9, color=SOFT, x=0.995, ha="right")
 
 
 def _percent(fraction: float) -> str:
