@@ -142,9 +142,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def png(figure: Figure, dpi: int = 100) -> bytes:
-    """The figure as PNG, for a notebook to show."""
-    return _rendered(figure, "png", dpi, {"Software": None})
+def png(figure: Figure, dpi: int | None = None) -> bytes:
+    """The figure as PNG, for a notebook to show: at ``dpi``, else at ``PRUNING_DPI``, else at 100 dots an inch."""
+    return _rendered(figure, "png", dpi or int(os.environ.get("PRUNING_DPI") or 100), {"Software": None})
 
 
 def _rendered(figure: Figure, kind: str, dpi: int, metadata: dict) -> bytes:
