@@ -165,13 +165,14 @@ def _scrolling(body: str) -> str:
 
 
 def _inlined(body: str) -> str:
-    """Pictures put into the page."""
+    """The README's pictures put into the page, its links seen from there."""
 
     def inside(found: re.Match) -> str:
         data = base64.b64encode((ROOT / found[1]).read_bytes()).decode()
         return f'src="data:image/png;base64,{data}"'
 
     body = re.sub(r'src="((?!data:)[^":]+\.png)"', inside, body)
+    body = re.sub(r'href="(?!#|\.\./)([^":]+)"', r'href="../\1"', body)
     return re.sub(r"<p>(<img[^>]*>)</p>", r"<figure>\1</figure>", body)
 
 
