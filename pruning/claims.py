@@ -129,7 +129,7 @@ def formatted(value: float, kind: str) -> str:
     return f"{100 * value:.1f} %" if kind == "percent" else f"{100 * value:+.2f} points"
 
 
-def whole_percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
     """A fraction as the report gives it: 38 %."""
     return f"{100 * fraction:g} %"
 
@@ -166,14 +166,18 @@ def _reductions(left: pd.DataFrame) -> Claim:
     least, most, mean = REPORTED_REDUCTIONS
     claim = {
         "name": "reductions",
-        "says": f"Pruning removes {whole_percent(least)} to {whole_percent(most)} of the synapses, {whole_percent(mean)} on average",
+        "says": (
+            f"Pruning removes {percent(least)} to {percent(most)} of the synapses, {percent(mean)} on average"
+        ),
         "quantity": "synapses removed, on average over benchmarks and requirements", "kind": "percent",
-        "rule": f"smallest at least {whole_percent(least)}, largest at most {whole_percent(most)}, average {whole_percent(mean)}; each within "
-                f"{100 * ABOUT:.0f} points",
-        "against": f"more than {whole_percent(mean)} on average",
+        "rule": (
+            f"smallest at least {percent(least)}, largest at most {percent(most)}, average {percent(mean)}; "
+            f"each within {100 * ABOUT:.0f} points"
+        ),
+        "against": f"more than {percent(mean)} on average",
         "references": (
-            (f"the report's smallest, {whole_percent(least)}", least), (f"average, {whole_percent(mean)}", mean),
-            (f"and largest, {whole_percent(most)}", most),
+            (f"the report's smallest, {percent(least)}", least), (f"average, {percent(mean)}", mean),
+            (f"and largest, {percent(most)}", most),
         ),
     }
     reductions = 1 - left
@@ -181,9 +185,10 @@ def _reductions(left: pd.DataFrame) -> Claim:
         return Claim(**claim, missing=_missing(left))
     means = reductions.mean()
     together = reductions.dropna().mean(axis=1)
+    low, high = means.idxmin(), means.idxmax()
     parts = [
-        Part(f"smallest: {_setting(means.idxmin())}", _values(reductions[means.idxmin()]), means.min() >= least - ABOUT),
-        Part(f"largest: {_setting(means.idxmax())}", _values(reductions[means.idxmax()]), means.max() <= most + ABOUT),
+        Part(f"smallest: {_setting(low)}", _values(reductions[low]), bool(means[low] >= least - ABOUT)),
+        Part(f"largest: {_setting(high)}", _values(reductions[high]), bool(means[high] <= most + ABOUT)),
     ]
     if together.empty:
         return Claim(**claim, parts=tuple(parts), missing=_missing(left))
@@ -196,10 +201,12 @@ def _significant(left: pd.DataFrame) -> Claim:
     place = (benchmark, requirement)
     below = place not in left or left[place].mean() <= value
     claim = {
-        "name": "significant", "says": f"{benchmark} at {whole_percent(requirement)} has about {whole_percent(value)} significant synapses",
+        "name": "significant",
+        "says": f"{benchmark} at {percent(requirement)} has about {percent(value)} significant synapses",
         "quantity": "significant synapses", "kind": "percent",
-        "rule": f"the range of the seeds comes within {100 * ABOUT:.0f} points of {whole_percent(value)}",
-        "against": f"{'fewer' if below else 'more'} than {whole_percent(value)}", "references": ((f"the report's {whole_percent(value)}", value),),
+        "rule": f"the range of the seeds comes within {100 * ABOUT:.0f} points of {percent(value)}",
+        "against": f"{'fewer' if below else 'more'} than {percent(value)}",
+        "references": ((f"the report's {percent(value)}", value),),
     }
     if place not in left:
         return Claim(**claim, missing=(_setting(place),))
@@ -213,7 +220,8 @@ def _requirement(left: pd.DataFrame) -> Claim:
     for benchmark in _names(left):
         steps = sorted(left[benchmark].columns)
         for low, high in itertools.pairwise(steps):
-            logs[f"{benchmark}, {whole_percent(low)} against {whole_percent(high)}"] = np.log(left[benchmark, high] / left[benchmark, low])
+            ratio = left[benchmark, high] / left[benchmark, low]
+            logs[f"{benchmark}, {percent(high)} over {percent(low)}"] = np.log(ratio)
     return _directed(
         logs, missing=_missing(left), name="requirement", says="The lower the required accuracy, the more is pruned",
         quantity="synapses left at a requirement over those at the next lower one", against="more than 1×",
@@ -227,7 +235,7 @@ def _size(left: pd.DataFrame, table: pd.DataFrame) -> Claim:
         for small, big in itertools.pairwise(part.sort_values("synapses").index):
             for requirement in sorted(set(left[small].columns) & set(left[big].columns)):
                 ratio = left[small, requirement] / left[big, requirement]
-                logs[f"{small} against {big}, {whole_percent(requirement)}"] = np.log(ratio)
+                logs[f"{small} against {big}, {percent(requirement)}"] = np.log(ratio)
     return _directed(
         logs, missing=_missing(left), name="size", says="At equal accuracy, more of the bigger network is pruned",
         quantity="fraction left of the smaller network over that of the bigger", against="more than 1×",
@@ -268,7 +276,8 @@ def _accuracy(table: pd.DataFrame) -> Claim:
     return _directed(
         changes, missing=_missing(change), name="accuracy", says="Pruning costs no accuracy",
         quantity="test accuracy of the pruned network less that of the unpruned one", against=f"a loss below {margin}",
-        kind="points", bound=-LOSS, rule=f"a mean loss below {margin} on every benchmark, and p at most {LEVEL} over all",
+        kind="points", bound=-LOSS,
+        rule=f"a mean loss below {margin} on every benchmark, and p at most {LEVEL} over all",
         references=(("no change", 0.0), (f"a loss of {margin}", -LOSS)),
     )
 
@@ -317,7 +326,7 @@ def _near(values: pd.Series, value: float) -> bool:
 
 
 def _setting(place: tuple[str, float]) -> str:
-    return f"{place[0]} at {whole_percent(place[1])}"
+    return f"{place[0]} at {percent(place[1])}"
 
 
 def _values(found: Iterable[float]) -> tuple[float, ...]:

@@ -61,7 +61,8 @@ def build(paths: Iterable[Path], execute: bool = True) -> str:
     be read or fails.
     """
     exporter = HTMLExporter(
-        template_name="report", extra_template_basedirs=[str(ROOT)], exclude_input_prompt=True, exclude_output_prompt=True
+        template_name="report", extra_template_basedirs=[str(ROOT)],
+        exclude_input_prompt=True, exclude_output_prompt=True,
     )
     exporter.register_filter("markdown2html", markdown)
     paths = list(paths)
@@ -75,7 +76,7 @@ def build(paths: Iterable[Path], execute: bool = True) -> str:
         parts.append({"name": path.stem, "title": heading.lstrip("# "), "body": _placed(body, path.stem, names)})
     front = markdown(_front())
     title = re.search(r"<h1[^>]*>(.*?)</h1>", front)[1]
-    executed = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "data/results/report/notebooks").glob("*.ipynb"))]
+    executed = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("data/results/report/notebooks/*.ipynb"))
     page = exporter.environment.get_template("page.html.j2")
     return page.render(
         title=title, parts=parts, front=_linked(_inlined(_scrolling(front)), names), executed=executed,

@@ -132,12 +132,14 @@ def saved(table: pd.DataFrame, named: Mapping[str, str], method: str = claims.ME
     """
     found = table[table["method"] == method]
     found = found.assign(compression=compression(found), speedup=speedup(found), test=100 * found["test_accuracy"])
-    lines = ["| benchmark | requirement | compression ratio | theoretical speed-up | test accuracy |", "|---|---|---|---|---|"]
+    heads = ("benchmark", "requirement", "compression ratio", "theoretical speed-up", "test accuracy")
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---|---|---|"]
     for (benchmark, requirement), runs in found.groupby(KEYS[:2]):
         mean, sd = (getattr(runs[["compression", "speedup", "test"]], what)() for what in ("mean", "std"))
         forms = (("compression", ".1f", "×"), ("speedup", ".2f", "×"), ("test", ".2f", " %"))
         cells = [
-            f"{mean[name]:{form}}" + (f" ± {sd[name]:{form}}" if len(runs) > 1 else "") + unit for name, form, unit in forms
+            f"{mean[name]:{form}}" + (f" ± {sd[name]:{form}}" if len(runs) > 1 else "") + unit
+            for name, form, unit in forms
         ]
         lines.append(f"| {benchmark}, {named[benchmark]} | {100 * requirement:g} % | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -378,7 +378,8 @@ def scaled(notation: str, ratio: float) -> str:
     """
     size, *tokens, classes = notation.split("-")
     limit = sum(layer.synapses for layer in network_layers(notation)) / ratio
-    widths, kernels = zip(*((int(width), c + kernel) for width, c, kernel in (token.partition("c") for token in tokens)))
+    parts = [token.partition("c") for token in tokens]
+    widths, kernels = [int(width) for width, _, _ in parts], [c + kernel for _, c, kernel in parts]
 
     def named(found: Iterable[int]) -> str:
         return "-".join((size, *(f"{width}{kernel}" for width, kernel in zip(found, kernels)), classes))
