@@ -32,8 +32,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from pruning.claims import METHOD, REPORTED, Claim, average, formatted
-from pruning.claims import REPORTED_REDUCTIONS as REPORTED_REDUCTIONS  # the notebooks ask for it here
+from pruning.claims import METHOD, REPORTED, REPORTED_REDUCTIONS, Claim, average, formatted  # noqa: F401
 from pruning.files import write_whole
 from pruning.networks import input_shape, layers
 from pruning.results import ROOT
