@@ -154,12 +154,19 @@ def claims(table: pd.DataFrame) -> tuple[Claim, ...]:
     )
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """The README's table of claims."""
+def measured_on(named: Mapping[str, str]) -> str:
+    """Which data stands behind which benchmarks: "mnist-2c, mnist-3c: MNIST; cifar10-2c: CIFAR-10 (JPEG copy)"."""
+    order = [name for name in BENCHMARKS if name in named] + sorted(set(named) - set(BENCHMARKS))
+    data = dict.fromkeys(named[name] for name in order)
+    return "; ".join(f"{', '.join(name for name in order if named[name] == title)}: {title}" for title in data)
+
+
+def markdown(table: pd.DataFrame, named: Mapping[str, str]) -> str:
+    """The README's table of claims; ``named`` as ``results.titles`` gives it."""
     lines = ["| | the report says | measured here | test over paired seeds | verdict |", "|---|---|---|---|---|"]
     for number, claim in enumerate(claims(table), start=1):
         lines.append(f"| {number} | {claim.says} | {claim.measured} | {claim.test} | **{claim.verdict}** |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"Measured on {measured_on(named)}." if named else "Nothing measured."])
 
 
 def _reductions(left: pd.DataFrame) -> Claim:

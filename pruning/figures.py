@@ -32,7 +32,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from pruning.claims import METHOD, REPORTED, REPORTED_REDUCTIONS, Claim, average, formatted  # noqa: F401
+from pruning.claims import METHOD, REPORTED, REPORTED_REDUCTIONS, Claim, average, formatted, measured_on  # noqa: F401
 from pruning.files import write_whole
 from pruning.networks import input_shape, layers
 from pruning.results import ROOT
@@ -380,7 +380,7 @@ def training_effort(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
 
 
 @_styled
-def claim(found: Claim) -> Figure:
+def claim(found: Claim, titles: Mapping[str, str]) -> Figure:
     """A claim of the report, part by part: every seed, their mean, and what it is compared with."""
     rows = len(found.parts)
     figure = Figure(figsize=(8.4, 1.75 + 0.34 * rows), layout="constrained")
@@ -418,6 +418,8 @@ def claim(found: Claim) -> Figure:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}{unit}"))
     axes.set_xlabel("\n".join(textwrap.wrap(found.quantity + (" (points)" if found.kind == "points" else ""), 84)))
     figure.legend(loc="outside lower center", ncols=4 if len(found.references) == 1 else 3)
+    alone = {name: data for name, data in titles.items() if rows == 1 and name in found.parts[0].name}
+    figure.suptitle(measured_on(alone or titles), fontsize=9, color=SOFT, x=0.995, ha="right")
     return figure
 
 

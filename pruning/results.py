@@ -161,7 +161,7 @@ def readme(text: str, found: list[dict], methods: Iterable[str]) -> str:
     The marks are ``table``, ``saved`` and ``claims``; ``DamagedFile`` names a pair that is not there once.
     """
     table, named = frame(found), titles(found)
-    made = {"table": markdown(table, named, methods), "saved": saved(table, named), "claims": claims.markdown(table)}
+    made = {"table": markdown(table, named, methods), "saved": saved(table, named), "claims": claims.markdown(table, named)}
     for name, content in made.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if text.count(start) != 1 or text.count(end) != 1:

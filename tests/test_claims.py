@@ -9,11 +9,12 @@ import pytest
 
 from pruning import claims, figures
 from pruning.claims import BENCHMARKS, sign_flip
-from pruning.results import compression, frame, saved, speedup
+from pruning.results import compression, frame, saved, speedup, titles
 from pruning.study import load, recorded
 
 # Synapses left by the report's method in the table below, at the lower and the higher requirement.
 LEFT = {"mnist-2c": (0.30, 0.40), "mnist-3c": (0.25, 0.35), "cifar10-2c": (0.55, 0.62), "cifar10-3c": (0.33, 0.37)}
+DATA = {name: "MNIST" if name.startswith("mnist") else "CIFAR-10 (JPEG copy)" for name in LEFT}
 NOISE = (0.0, 0.01, -0.01, 0.02, -0.02)
 
 
@@ -118,23 +119,31 @@ def test_a_seed_that_lacks_a_record_is_left_out_of_the_whole_alone():
     assert [len(part.values) for part in claim.parts] == [5, 4, 5, 5, 4] and claim.test.endswith("p = 1/16")
 
 
+def test_the_table_says_on_what_it_was_measured():
+    said = claims.markdown(runs(), DATA).splitlines()[-1]
+    assert said == "Measured on mnist-2c, mnist-3c: MNIST; cifar10-2c, cifar10-3c: CIFAR-10 (JPEG copy)."
+
+
 def test_other_methods_do_not_touch_a_verdict():
     table = runs()
     other = table.query("method == 'iterative'").assign(method="adaptive", density=0.001, effort=0.1)
-    assert claims.markdown(pd.concat([table, other])) == claims.markdown(table)
+    assert claims.markdown(pd.concat([table, other]), DATA) == claims.markdown(table, DATA)
 
 
 def test_every_claim_is_drawn():
     for claim in claims.claims(runs()):
-        figure = figures.claim(claim)
+        figure = figures.claim(claim, DATA)
         shown = {text.get_text() for axes in figure.axes for text in axes.get_yticklabels()}
         assert {part.name for part in claim.parts} <= shown and figure.get_label()
+        cifar = any("cifar10" in part.name for part in claim.parts)
+        assert not cifar or "CIFAR-10 (JPEG copy)" in figure._suptitle.get_text()
 
 
 def test_the_committed_records_give_each_claim_a_row(monkeypatch):
     monkeypatch.delenv("PRUNING_RESULTS", raising=False)
-    table = frame(recorded(load("report")))
-    lines = claims.markdown(table).splitlines()
+    found = recorded(load("report"))
+    table = frame(found)
+    lines = claims.markdown(table, titles(found)).splitlines()[:-2]
     assert len(lines) == 2 + len(claims.claims(table)) == 9 and all(line.count("|") == 6 for line in lines)
 
 

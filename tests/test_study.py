@@ -15,7 +15,18 @@ from pruning.claims import markdown
 from pruning.control import METHODS
 from pruning.files import DamagedFile, load_state, locked, save_state, set_aside, write_whole
 from pruning.masks import density, masked_layers
-from pruning.results import COLUMNS, digest, folder, frame, read_record, readme, records, write_record, write_table
+from pruning.results import (
+    COLUMNS,
+    digest,
+    folder,
+    frame,
+    read_record,
+    readme,
+    records,
+    titles,
+    write_record,
+    write_table,
+)
 from pruning.schedule import Cubic, Ladder, Rising
 from pruning.study import (
     BENCHMARKS,
@@ -300,7 +311,7 @@ def test_the_table_for_the_readme(tiny):
         "| mnist-2c, Digits | 98.5 % | 50.0 ± 70.7 % (3.0×, 1 of 2 not reached) |\n<!-- /table -->\nafter\n"
     )
     assert readme(made, records("tiny"), ["unpruned", "random"]) == made
-    assert "old" not in made and f"<!-- claims -->\n{markdown(frame(records('tiny')))}\n<!-- /claims -->" in made
+    assert "old" not in made and f"<!-- claims -->\n{markdown(frame(records('tiny')), titles(records('tiny')))}\n<!-- /claims -->" in made
     with pytest.raises(DamagedFile, match="marks <!-- claims --> and <!-- /claims --> once each"):
         readme(text.replace("<!-- claims -->", ""), records("tiny"), ["random"])
     with pytest.raises(DamagedFile, match="marks <!-- table --> and <!-- /table --> once each"):
