@@ -10,7 +10,7 @@ export OMP_NUM_THREADS := 1
 SNAKEMAKE = snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help install study figures status bench readme notebooks lab test clean
+.PHONY: help install study figures status tradeoff report bench readme notebooks lab test clean
 
 help: ## this text
 	@echo "make study                 the digits study: trains, then renders every figure (a few minutes)"
@@ -42,10 +42,21 @@ figures: .venv/installed ## render a study's figures from its records, training 
 status: .venv/installed ## how far a study is
 	@$(BIN)/python -m pruning.study status $(STUDY)
 
+tradeoff: .venv/installed ## measure accuracy at fixed compression ratios (studies/tradeoff.yaml); goes on where it was interrupted
+ifdef FRESH
+	@$(BIN)/python -m pruning.tradeoff fresh
+endif
+	@$(BIN)/python -m pruning.tradeoff jobs | xargs -r -L 1 -P $(JOBS) $(BIN)/python -m pruning.tradeoff run tradeoff --device $(DEVICE)
+	@$(BIN)/python -m pruning.tradeoff table
+	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/8-tradeoff.ipynb
+
+report: .venv/installed ## put the whole story into one page, build/report.html (runs the notebooks: a few minutes)
+	@$(BIN)/python -m pruning.report
+
 bench: .venv/installed ## measure training speed side by side (about ten minutes, a quiet machine)
 	@$(BIN)/python -m benchmarks.training --device $(DEVICE)
 
-readme: .venv/installed ## put the table made from the records into README.md
+readme: .venv/installed ## put the tables and claims made from the records into README.md
 	@$(BIN)/python -m pruning.study readme report
 
 notebooks: .venv/installed ## execute the notebooks in place, with their own defaults

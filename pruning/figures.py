@@ -14,6 +14,7 @@ import base64
 import functools
 import io
 import os
+import textwrap
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from pruning.claims import METHOD, REPORTED, REPORTED_REDUCTIONS, Claim, average, formatted, measured_on  # noqa: F401
 from pruning.files import write_whole
 from pruning.networks import input_shape, layers
 from pruning.results import ROOT
@@ -68,18 +70,15 @@ LOOKS = {
     "gradual": Look("#e69f00", "^", "///", "gradual"),
     "oneshot": Look("#009e73", "D", "...", "one-shot"),
     "random": Look("#cc79a7", "X", "xxx", "random"),
+    "small": Look("#56b4e9", "v", "---", "small dense network"),
 }
 _SPARE_COLORS = tuple(seaborn.color_palette("colorblind").as_hex()[index] for index in (3, 9, 5, 8, 6))
 _SPARE_MARKERS = ("v", "P", "<", ">", "p", "h", "*")
 _SPARE_HATCHES = ("\\\\\\", "+++", "ooo", "---", "|||", "OO", "**")
 
-# What the report says of its own networks: synapses left, by benchmark and requirement, and the
-# reductions over all of its benchmarks (smallest, largest, mean).
-REPORTED = {("mnist-2c", 0.99): 0.40}
-REPORTED_REDUCTIONS = (0.38, 0.79, 0.61)
 REPORTED_LINE = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4}
 
-MEAN_AND_RANGE = "mean; error bars: smallest to largest of {n} seeds"
+MEAN_AND_RANGE = "mean; {spread}: smallest to largest of {n} seeds"
 
 
 def look(method: str) -> Look:
@@ -143,9 +142,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def png(figure: Figure, dpi: int = 100) -> bytes:
-    """The figure as PNG, for a notebook to show."""
-    return _rendered(figure, "png", dpi, {"Software": None})
+def png(figure: Figure, dpi: int | None = None) -> bytes:
+    """The figure as PNG, for a notebook to show: at ``dpi``, else at ``PRUNING_DPI``, else at 100 dots an inch."""
+    return _rendered(figure, "png", dpi or int(os.environ.get("PRUNING_DPI") or 100), {"Software": None})
 
 
 def _rendered(figure: Figure, kind: str, dpi: int, metadata: dict) -> bytes:
@@ -380,6 +379,145 @@ def training_effort(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     return figure
 
 
+@_styled
+def claim(found: Claim, titles: Mapping[str, str]) -> Figure:
+    """A claim of the report, part by part: every seed, their mean, and what it is compared with."""
+    rows = len(found.parts)
+    figure = Figure(figsize=(8.4, 1.75 + 0.34 * rows), layout="constrained")
+    axes = figure.subplots()
+    drawn, words = look(METHOD), [formatted(average(part.values, found.kind), found.kind) for part in found.parts]
+    for number, part in enumerate(found.parts):
+        last = number == rows - 1
+        center = average(part.values, found.kind)
+        if last and rows > 1:
+            axes.axhspan(number - 0.5, number + 0.5, color="#f3f3f3", linewidth=0)
+        axes.plot([min(part.values), max(part.values)], [number, number], color=drawn.color, linewidth=1.6)
+        axes.plot(part.values, [number] * len(part.values), drawn.marker, color=drawn.color, markersize=4, alpha=0.7)
+        axes.plot(center, number, drawn.marker, color=drawn.color, markersize=9, markeredgewidth=1.4,
+                  markerfacecolor=drawn.color if part.holds else "white")
+    for (name, value), dashes in zip(found.references, ((0, (4, 2)), "-", ":")):
+        axes.axvline(value, color=INK, linewidth=1.3, linestyle=dashes, zorder=1.5,
+                     label=name)
+    axes.plot([], [], drawn.marker, color=drawn.color, markersize=4, alpha=0.7, linestyle="", label="one seed")
+    axes.plot([], [], drawn.marker, color=drawn.color, markersize=9, linestyle="", label="mean: the part holds")
+    axes.plot([], [], drawn.marker, color=drawn.color, markersize=9, markerfacecolor="white", markeredgewidth=1.4,
+              linestyle="", label="mean: it does not")
+    axes.set_yticks(range(rows), [part.name for part in found.parts])
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", visible=True)
+    axes.tick_params(axis="y", length=0)
+    beside = axes.secondary_yaxis("right")
+    beside.set_yticks(range(rows), words)
+    beside.tick_params(length=0)
+    beside.spines["right"].set_visible(False)
+    if found.kind == "factor":
+        _factor_axis(axes, [value for part in found.parts for value in part.values])
+    else:
+        unit = " %" if found.kind == "percent" else ""
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}{unit}"))
+    axes.set_xlabel("\n".join(textwrap.wrap(found.quantity + (" (points)" if found.kind == "points" else ""), 84)))
+    figure.legend(loc="outside lower center", ncols=4 if len(found.references) == 1 else 3)
+    alone = {name: data for name, data in titles.items() if rows == 1 and name in found.parts[0].name}
+    figure.suptitle(measured_on(alone or titles), fontsize=9, color=SOFT, x=0.995, ha="right")
+    return figure
+
+
+def _factor_axis(axes, values: list[float]) -> None:
+    axes.set_xscale("log")
+    least, most = min(1.0, *values) / 1.15, max(1.0, *values) * 1.15
+    steps = [base * 10.0**power for power in range(-4, 5) for base in (1, 2, 5)]
+    if most / least < 5:
+        steps = sorted({*steps, *(factor * 10.0**power for power in range(-2, 3) for factor in (1.5, 3, 4, 7))})
+    if most / least > 500:
+        steps = [10.0**power for power in range(-4, 5)]
+    axes.set_xticks([step for step in steps if least <= step <= most])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.set_xlim(least, most)
+
+
+@_styled
+def tradeoff(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """Test accuracy against compression ratio and theoretical speed-up, every method at equal training effort.
+
+    ``table`` as ``tradeoff.frame`` makes it. The accuracy's axis is logarithmic in the error, so
+    that one panel shows tenths of a percent near the top and chance at the bottom.
+    """
+    methods = ordered(table["method"])
+    figure, grid = _panels(table, titles, heights=(3.3, 3.3))
+    for (_, part), pair in zip(_by_benchmark(table), (pair for row in grid for pair in zip(*row))):
+        for axes, along in zip(pair, ("compression", "speedup")):
+            _tradeoff(axes, part, along, methods)
+        pair[0].set_xlabel("compression ratio (all synapses / synapses left)")
+        pair[1].set_xlabel("theoretical speed-up (all multiply-accumulates / those left)")
+    handles = [_handle(method) for method in methods]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    seeds = table.groupby(["benchmark", "method", "ratio"]).size()
+    _counted(figure, seeds, "points: ")
+    return figure
+
+
+def _tradeoff(axes, part: pd.DataFrame, along: str, methods: list[str]) -> None:
+    error = 1 - part["test_accuracy"]
+    for method in methods:
+        drawn, runs = look(method), part[part["method"] == method]
+        groups = runs.groupby("ratio")
+        value = groups["test_accuracy"].agg(["mean", "min", "max"])
+        if method == "unpruned":
+            for row in value.itertuples():
+                axes.axhline(1 - row.mean, color=drawn.color, linewidth=1.6, zorder=1.5)
+                axes.axhspan(1 - row.max, 1 - row.min, color=drawn.color, alpha=0.2, linewidth=0)
+            continue
+        spread = [value["max"] - value["mean"], value["mean"] - value["min"]]
+        axes.errorbar(groups[along].mean(), 1 - value["mean"], spread, color=drawn.color, capsize=2.5, linewidth=1.4,
+                      marker=drawn.marker, markersize=6)
+    axes.set_yscale("log")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    least, most = 0.85 * error[error > 0].min(), min(1.0, 1.1 * error.max())
+    steps = [0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9]
+    shown = [step for step in steps if least <= step <= most]
+    if most / least > 20:
+        shown = [step for step in shown if step in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9)]
+    axes.set_yticks(shown)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * (1 - value):.4g} %"))
+    axes.set_ylim(most, least)
+    axes.set_ylabel("test accuracy\n(log of the error)" if axes.get_subplotspec().is_first_col() else "")
+
+
+@_styled
+def sensitivity(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """Validation accuracy as each layer alone is pruned by magnitude, without retraining (Han et al. 2015, figure 6).
+
+    ``table`` as ``tradeoff.scans`` makes it. Lines are means over the seeds, bands reach from the
+    smallest to the largest.
+    """
+    figure, grid = _panels(table, titles, heights=(3.6,))
+    panels = [axes for (line,) in grid for axes in line]
+    for (_, part), axes in zip(_by_benchmark(table), panels):
+        names = list(dict.fromkeys(part["layer"]))
+        colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(names)))
+        for number, (name, color) in enumerate(zip(names, colors)):
+            value = part[part["layer"] == name].groupby("density")["validation_accuracy"].agg(["mean", "min", "max"])
+            axes.plot(value.index, value["mean"], color=color, linestyle=("-", "--", "-.", ":")[number % 4], label=name)
+            axes.fill_between(value.index, value["min"], value["max"], color=color, alpha=0.15, linewidth=0)
+        axes.set_xscale("log")
+        axes.set_xlim(1, part["density"].min())
+        ticks = [tick for tick in (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005) if tick >= part["density"].min()]
+        axes.set_xticks(ticks)
+        axes.xaxis.set_minor_locator(NullLocator())
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("density of the one layer that is pruned")
+        axes.set_ylabel("validation accuracy" if axes.get_subplotspec().is_first_col() else "")
+        axes.legend(loc="lower left", ncols=2)
+    _counted(figure, table.groupby(["benchmark", "layer", "density"]).size(), "lines: ", "bands")
+    return figure
+
+
 def _by_benchmark(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(name, table[table["benchmark"] == name]) for name in benchmarks(table)]
 
@@ -452,9 +590,13 @@ def _groups(axes, requirements: list[float]) -> None:
 
 
 def _caption(figure: Figure, table: pd.DataFrame, before: str) -> None:
-    counts = table.groupby(["benchmark", "requirement", "method"]).size()
+    _counted(figure, table.groupby(["benchmark", "requirement", "method"]).size(), before)
+
+
+def _counted(figure: Figure, counts: pd.Series, before: str, spread: str = "error bars") -> None:
     n = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    figure.suptitle(before + MEAN_AND_RANGE.format(n=n), fontsize=9, color=SOFT, x=0.995, ha="right")
+    text = before + MEAN_AND_RANGE.format(n=n, spread=spread)
+    figure.suptitle(text, fontsize=9, color=SOFT, x=0.995, ha="right")
 
 
 def _percent(fraction: float) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pruning import claims
 from pruning.files import DamagedFile, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,11 +124,49 @@ def markdown(table: pd.DataFrame, named: Mapping[str, str], methods: Iterable[st
     return "\n".join(lines)
 
 
+def saved(table: pd.DataFrame, named: Mapping[str, str], method: str = claims.METHOD) -> str:
+    """The README's second table: what one method's networks are worth, mean and standard deviation over seeds.
+
+    The compression ratio is all synapses over the significant ones, the theoretical speed-up all
+    multiply-accumulates of an image over those of significant synapses.
+    """
+    found = table[table["method"] == method]
+    found = found.assign(compression=compression(found), speedup=speedup(found), test=100 * found["test_accuracy"])
+    heads = ("benchmark", "requirement", "compression ratio", "theoretical speed-up", "test accuracy")
+    lines = [f"| {' | '.join(heads)} |", "|---|---|---|---|---|"]
+    for (benchmark, requirement), runs in found.groupby(KEYS[:2]):
+        mean, sd = (getattr(runs[["compression", "speedup", "test"]], what)() for what in ("mean", "std"))
+        forms = (("compression", ".1f", "×"), ("speedup", ".2f", "×"), ("test", ".2f", " %"))
+        cells = [
+            f"{mean[name]:{form}}" + (f" ± {sd[name]:{form}}" if len(runs) > 1 else "") + unit
+            for name, form, unit in forms
+        ]
+        lines.append(f"| {benchmark}, {named[benchmark]} | {100 * requirement:g} % | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def compression(table: pd.DataFrame) -> pd.Series:
+    """Compression ratio (Blalock et al. 2020): all synapses over those that are left."""
+    return table["synapses"] / table["significant"]
+
+
+def speedup(table: pd.DataFrame) -> pd.Series:
+    """Theoretical speed-up (Blalock et al. 2020): multiply-accumulates of an image, dense over remaining."""
+    return table["macs_dense"] / table["macs"]
+
+
 def readme(text: str, found: list[dict], methods: Iterable[str]) -> str:
-    """``text`` with what stands between the marks ``<!-- table -->`` and ``<!-- /table -->`` made anew."""
-    start, end = "<!-- table -->", "<!-- /table -->"
-    if text.count(start) != 1 or text.count(end) != 1:
-        raise DamagedFile(f"the README must hold the marks {start} and {end} once each")
-    before, rest = text.split(start)
-    after = rest.split(end)[1]
-    return f"{before}{start}\n{markdown(frame(found), titles(found), methods)}\n{end}{after}"
+    """``text`` with what stands between each pair of marks, as ``<!-- table -->`` and ``<!-- /table -->``, made anew.
+
+    The marks are ``table``, ``saved`` and ``claims``; ``DamagedFile`` names a pair that is not there once.
+    """
+    table, named = frame(found), titles(found)
+    made = {"table": markdown(table, named, methods), "saved": saved(table, named), "claims": claims.markdown(table, named)}
+    for name, content in made.items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if text.count(start) != 1 or text.count(end) != 1:
+            raise DamagedFile(f"the README must hold the marks {start} and {end} once each")
+        before, rest = text.split(start)
+        after = rest.split(end)[1]
+        text = f"{before}{start}\n{content}\n{end}{after}"
+    return text

@@ -14,6 +14,7 @@ import base64
 import contextlib
 import functools
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -53,11 +54,13 @@ class StudyError(ValueError):
     """A study, a run or a parameter that cannot be carried out, with what would be right."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Parameters that cannot change, of the right types, with no key too many."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Settings(_Strict):
+class Settings(Strict):
     """The training recipe (see ``training.Recipe``) and the control's limits in iterations.
 
     ``patience`` counts evaluations, ``budget`` iterations in all, ``ramp`` the iterations over
@@ -96,7 +99,7 @@ def _among(names: Iterable[str], what: str, name: str) -> str:
     return name
 
 
-class Run(_Strict):
+class Run(Strict):
     """One training to one delivered model: benchmark × requirement × method × seed."""
 
     study: str
@@ -155,12 +158,12 @@ class Run(_Strict):
         return self.place("runs", ".json")
 
 
-class _BenchmarkSpec(_Strict):
+class _BenchmarkSpec(Strict):
     requirements: Annotated[list[Requirement], Field(min_length=1)]
     settings: dict = {}
 
 
-class _StudySpec(_Strict):
+class _StudySpec(Strict):
     title: str
     benchmarks: Annotated[dict[str, _BenchmarkSpec], Field(min_length=1)]
     methods: Annotated[list[str], Field(min_length=1)]
@@ -182,7 +185,7 @@ class _StudySpec(_Strict):
         return found
 
 
-class Study(_Strict):
+class Study(Strict):
     """A study's name, title and runs, and what its runs are made of."""
 
     name: str
@@ -214,7 +217,7 @@ class Study(_Strict):
                 )
         wanted = _listed("requirements", requirements, float)
         return tuple(
-            _checked(Run, {
+            checked(Run, {
                 "study": self.name, "benchmark": name, "requirement": requirement, "method": method, "seed": seed,
                 "settings": self.settings[name],
             })
@@ -226,8 +229,9 @@ class Study(_Strict):
 
 
 def names() -> list[str]:
-    """The studies that there are."""
-    return sorted(path.stem for path in (ROOT / "studies").glob("*.yaml"))
+    """The studies that there are; one that names its kind belongs to another module."""
+    files = (ROOT / "studies").glob("*.yaml")
+    return sorted(path.stem for path in files if not re.search(rb"(?m)^kind:", path.read_bytes()))
 
 
 def load(name: str | Path) -> Study:
@@ -236,16 +240,16 @@ def load(name: str | Path) -> Study:
     if not path.is_file():
         raise StudyError(f"no study '{name}' ({path} is missing); there are {', '.join(names())}")
     try:
-        found = yaml.load(path.read_bytes(), _UniqueKeys)
+        found = yaml.load(path.read_bytes(), UniqueKeys)
     except yaml.YAMLError as error:
         raise StudyError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(found, dict):
         raise StudyError(f"{path}: a study is a mapping with the keys {', '.join(_StudySpec.model_fields)}")
-    spec = _checked(_StudySpec, found, f"{path}: ")
-    common = _checked(Settings, spec.settings, f"{path}: settings.").model_dump(exclude_unset=True)
+    spec = checked(_StudySpec, found, f"{path}: ")
+    common = checked(Settings, spec.settings, f"{path}: settings.").model_dump(exclude_unset=True)
     settings = {}
     for benchmark, part in spec.benchmarks.items():
-        own = _checked(Settings, part.settings, f"{path}: benchmarks.{benchmark}.settings.")
+        own = checked(Settings, part.settings, f"{path}: benchmarks.{benchmark}.settings.")
         settings[benchmark] = Settings(**common | own.model_dump(exclude_unset=True))
     lists = {f"benchmarks.{benchmark}.requirements": part.requirements for benchmark, part in spec.benchmarks.items()}
     for what, values in (lists | {"methods": spec.methods, "seeds": spec.seeds}).items():
@@ -278,7 +282,7 @@ def current(run: Run) -> dict | None:
         record = read_record(run.record_path)
     except DamagedFile:
         return None
-    here = _fingerprint(run.dataset)
+    here = fingerprint_of(run.dataset)
     same_data = here is None or record.get("fingerprint") == here
     return record if record.get("key") == run.key and same_data else None
 
@@ -326,7 +330,7 @@ def perform(
             scrap.unlink()  # a process that was killed while it wrote leaves one behind
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
-        dataset = _dataset(run.dataset, str(target))
+        dataset = dataset_of(run.dataset, str(target))
         training = prepare(
             run.network, run.settings.recipe, run.requirement, METHODS[run.method], run.seed, target,
             **run.settings.limits,
@@ -489,16 +493,18 @@ def _processor() -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _dataset(name: str, device: str) -> datasets.Dataset:
+def dataset_of(name: str, device: str) -> datasets.Dataset:
+    """The dataset, kept in memory for the next run."""
     return datasets.load(name, device)
 
 
 @functools.cache
-def _fingerprint(name: str) -> str | None:
+def fingerprint_of(name: str) -> str | None:
+    """The fingerprint of the dataset as it is here, None where it is not at hand."""
     return datasets.fingerprint(name)
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class UniqueKeys(yaml.SafeLoader):
     """YAML's plain loader, but a key given twice is an error instead of a silent loss."""
 
     def construct_mapping(self, node, deep=False):
@@ -526,7 +532,7 @@ def _listed(what: str, value, kind: type) -> list | None:
     return [kind(item) for item in values]
 
 
-def _checked(model: type[_Strict], values: dict, place: str = "") -> _Strict:
+def checked(model: type[Strict], values: dict, place: str = "") -> Strict:
     """The model made of values; ``StudyError`` names each key, what is wrong and what was given.
 
     ``place`` is said before each key: the file and the keys above.

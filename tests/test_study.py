@@ -11,11 +11,23 @@ import pytest
 import torch
 
 from pruning import study
+from pruning.claims import markdown
 from pruning.control import METHODS, Restart
 from pruning.dynamics import Bias, Regrow, Splice, Trace
 from pruning.files import DamagedFile, load_state, locked, save_state, set_aside, write_whole
 from pruning.masks import density, masked_layers
-from pruning.results import COLUMNS, digest, folder, frame, read_record, readme, records, write_record, write_table
+from pruning.results import (
+    COLUMNS,
+    digest,
+    folder,
+    frame,
+    read_record,
+    readme,
+    records,
+    titles,
+    write_record,
+    write_table,
+)
 from pruning.schedule import Cubic, Ladder, Rising
 from pruning.study import (
     BENCHMARKS,
@@ -290,15 +302,19 @@ def test_the_table_for_the_readme(tiny):
         result["effort"] = 3.0 if seed < 2 else None
         write_record(folder("tiny") / "runs" / f"{seed}.json", record | {
             "run": record["run"] | {"benchmark": "mnist-2c", "requirement": 0.985, "seed": seed}, "result": result})
-    text = "before\n<!-- table -->\nold\n<!-- /table -->\nafter\n"
+    others = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in ("claims", "saved"))
+    text = f"before\n<!-- table -->\nold\n<!-- /table -->\nafter\n{others}"
     made = readme(text, records("tiny"), ["unpruned", "random"])
     result = record["result"]
-    assert made == (
+    assert made.startswith(
         "before\n<!-- table -->\n| benchmark | requirement | random |\n|---|---|---|\n"
         f"| digits-2c, Digits | 50 % | {100 * result['density']:.1f} % ({result['effort']:.1f}×) |\n"
         "| mnist-2c, Digits | 98.5 % | 50.0 ± 70.7 % (3.0×, 1 of 2 not reached) |\n<!-- /table -->\nafter\n"
     )
     assert readme(made, records("tiny"), ["unpruned", "random"]) == made
+    assert "old" not in made and f"<!-- claims -->\n{markdown(frame(records('tiny')), titles(records('tiny')))}\n<!-- /claims -->" in made
+    with pytest.raises(DamagedFile, match="marks <!-- claims --> and <!-- /claims --> once each"):
+        readme(text.replace("<!-- claims -->", ""), records("tiny"), ["random"])
     with pytest.raises(DamagedFile, match="marks <!-- table --> and <!-- /table --> once each"):
         readme("no marks", [], [])
 
