@@ -125,9 +125,14 @@ def markdown(table: pd.DataFrame, named: Mapping[str, str], methods: Iterable[st
 
 def readme(text: str, found: list[dict], methods: Iterable[str]) -> str:
     """``text`` with what stands between the marks ``<!-- table -->`` and ``<!-- /table -->`` made anew."""
-    start, end = "<!-- table -->", "<!-- /table -->"
+    return between(text, "table", markdown(frame(found), titles(found), methods))
+
+
+def between(text: str, mark: str, content: str) -> str:
+    """``text`` with ``content`` as all that stands between ``<!-- mark -->`` and ``<!-- /mark -->``."""
+    start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     if text.count(start) != 1 or text.count(end) != 1:
         raise DamagedFile(f"the README must hold the marks {start} and {end} once each")
     before, rest = text.split(start)
     after = rest.split(end)[1]
-    return f"{before}{start}\n{markdown(frame(found), titles(found), methods)}\n{end}{after}"
+    return f"{before}{start}\n{content}\n{end}{after}"
