@@ -46,7 +46,7 @@ ENERGY_COLUMNS = (
     *KEYS, "variant", "on_chip_bytes", "synapses", "weight_bits", "weight_bytes", "validation_accuracy", "macs",
     "dram_accesses", "sram_accesses", "dram_nj", "sram_nj", "arithmetic_nj", "total_nj",
 )  # fmt: skip
-SUITE = {"storage": STORAGE_COLUMNS, "energy": ENERGY_COLUMNS}
+TABLES = {"storage": STORAGE_COLUMNS, "energy": ENERGY_COLUMNS}
 
 
 def quantized(
@@ -97,26 +97,28 @@ def measure(run: Run, record: dict, model: nn.Module, dataset: datasets.Dataset)
     rounded = storage.shared(tiny, clusters)
     tiny = rounded if validate(rounded) >= min(goal, kept) else tiny
 
-    plain = unmasked(copy.deepcopy(model)).state_dict()
     key = {name: getattr(run, name) for name in KEYS}
-    rows, files = [], {}
-    for encoding in ENCODINGS:
-        if encoding == "compact":
-            files[encoding] = storage.encode(tiny, "entropy", short)
-        else:
-            files[encoding] = storage.encode(small if encoding in storage.SHARED else model, encoding, run.network)
+    rows, files, tests = [], {}, {}
+    networks = dict.fromkeys(storage.ENCODINGS, model) | dict.fromkeys(storage.SHARED, small) | {"compact": tiny}
+    for encoding, meant in networks.items():
+        form, notation = ("entropy", short) if encoding == "compact" else (encoding, run.network)
+        files[encoding] = storage.encode(meant, form, notation)
         decoded = storage.decode(files[encoding])
-        if encoding in (*storage.SHARED, "compact"):
-            test = accuracy(decoded, dataset.test)
-        else:
-            test, back = result["test_accuracy"], unmasked(decoded).state_dict()
-            if not all(torch.equal(back[name], plain[name]) for name in plain):
-                raise RuntimeError(f"{run.name}: the encoding {encoding} gives another network back")
+        if not _same(decoded, meant):
+            raise RuntimeError(f"{run.name}: the encoding {encoding} gives another network back")
+        if id(meant) not in tests:
+            tests[id(meant)] = result["test_accuracy"] if meant is model else accuracy(decoded, dataset.test)
         size, dense = len(files[encoding]), len(files["dense32"])
         rows.append(key | {"encoding": encoding, "bytes": size, "dense_bytes": dense,
-                           "ratio": round(dense / size, 3), "test_accuracy": test})
+                           "ratio": round(dense / size, 3), "test_accuracy": tests[id(meant)]})
     return {"storage": rows, "energy": _energies(run, model, small, clusters, result, kept),
             "file": base64.b64encode(files["entropy"]).decode()}
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two masked networks compute with the same numbers, whatever lies under their masks."""
+    states = [unmasked(copy.deepcopy(model)).state_dict() for model in (one, other)]
+    return states[0].keys() == states[1].keys() and all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 def _energies(run: Run, model: nn.Module, small: nn.Module, clusters: int, result: dict, kept: float) -> list[dict]:
@@ -156,7 +158,7 @@ def write_tables(study: Study, progress: Callable[[str], None] = print) -> dict[
         )
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    rows, stored = {name: [] for name in SUITE}, {}
+    rows, stored = {name: [] for name in TABLES}, {}
     dataset = None
     for number, (run, record) in enumerate(found.items(), start=1):
         measured = _kept(run, record)
@@ -169,10 +171,10 @@ def write_tables(study: Study, progress: Callable[[str], None] = print) -> dict[
             write_record(_kept_path(run), measured)
             sizes = {row["encoding"]: row["bytes"] for row in measured["storage"]}
             progress(f"{number}/{len(found)} {run.name}: {sizes['dense32']:,} bytes dense, {sizes['compact']:,} compact")
-        for name in SUITE:
+        for name in TABLES:
             rows[name] += measured[name]
         stored[run] = base64.b64decode(measured["file"])
-    for name, columns in SUITE.items():
+    for name, columns in TABLES.items():
         table = pd.DataFrame(rows[name], columns=list(columns)).sort_values(KEYS, kind="stable", ignore_index=True)
         write_whole(folder(study.name) / f"{name}.csv", table.to_csv(index=False, lineterminator="\n").encode())
     return stored
@@ -253,7 +255,7 @@ def tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     runs = frame(_pruned(study).values()).set_index(KEYS)
     found = {}
     again = f"run 'make savings STUDY={study.name}' where the study's delivered models are"
-    for name, columns in SUITE.items():
+    for name, columns in TABLES.items():
         path = folder(study.name) / f"{name}.csv"
         if not path.is_file():
             raise StudyError(f"no table {path}: {again}")
@@ -263,16 +265,16 @@ def tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
         found[name] = table.join(runs[["reached", "significant"]], on=KEYS)
     lossless = found["storage"].query("encoding == 'dense32'").set_index(KEYS)["test_accuracy"]
     pruned = found["energy"].query("variant == 'pruned'").drop_duplicates(KEYS).set_index(KEYS)["synapses"]
-    for seen, recorded_ in ((lossless, runs["test_accuracy"]), (pruned, runs["significant"])):
-        if not seen.sort_index().equals(recorded_.sort_index().astype(seen.dtype).rename(seen.name)):
+    for seen, expected in ((lossless, runs["test_accuracy"]), (pruned, runs["significant"])):
+        if not seen.sort_index().equals(expected.sort_index().astype(seen.dtype).rename(seen.name)):
             raise StudyError(f"the tables of the study '{study.name}' were made from other records: {again}")
     return found["storage"], found["energy"]
 
 
 def held(energies: pd.DataFrame) -> pd.Series:
     """Whether quantization kept the requirement on validation, of each run that had met it; by ``KEYS``."""
-    rows = energies[(energies["variant"] == "compressed") & energies["reached"]].drop_duplicates(KEYS)
-    return (rows.set_index(KEYS)["validation_accuracy"] >= rows.set_index(KEYS).index.get_level_values("requirement"))
+    rows = energies[(energies["variant"] == "compressed") & energies["reached"]].drop_duplicates(KEYS).set_index(KEYS)
+    return rows["validation_accuracy"] >= rows.index.get_level_values("requirement")
 
 
 def markdown(study: Study, method: str = "iterative") -> str:
@@ -280,11 +282,9 @@ def markdown(study: Study, method: str = "iterative") -> str:
     stored, energies = tables(study)
     named = titles(_pruned(study).values())
     on_chip = ON_CHIP[0]
-    lines = [
-        "| benchmark | requirement | weights left | file, dense | file, compressed | ratio | test accuracy | "
-        f"energy, {on_chip // 1024} KiB on chip |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["benchmark", "requirement", "weights left", "file, dense", "file, compressed", "ratio", "test accuracy"]
+    columns.append(f"energy, {on_chip // 1024} KiB on chip")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for benchmark in study.benchmarks:
         highest = max(study.requirements[benchmark])
         query = "benchmark == @benchmark and requirement == @highest and method == @method and reached"
