@@ -77,7 +77,7 @@ def bytes_by_encoding(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.set_xticks(range(len(ENCODINGS)), [NAMES[encoding] for encoding in ENCODINGS], fontsize=8)
+        axes.set_xticks(range(len(ENCODINGS)), [NAMES[encoding] for encoding in ENCODINGS], fontsize=7.5)
         axes.set_xlim(-0.5, len(ENCODINGS) - 0.5)
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("file in bytes, log scale" if axes.get_subplotspec().is_first_col() else "")
@@ -90,7 +90,7 @@ def bytes_by_encoding(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         handles.append(Line2D([], [], color=SOFT, marker="o", markerfacecolor="white", linestyle="",
                               label="hollow: not all runs met the requirement"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    _caption(figure, table, "small points: runs; large points: ")
+    _caption(figure, table[table["encoding"] == "dense32"], "small points: runs; large points: ")
     return figure
 
 
@@ -177,7 +177,7 @@ def classified(images: np.ndarray, labels: Sequence[int], classes: Sequence[int]
     """
     columns = min(10, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(0.95 * columns + 0.2, 1.35 * rows + 0.35), layout="constrained")
+    figure = Figure(figsize=(0.95 * columns + 0.2, 1.3 * rows + 0.25), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, image, label, found in zip(grid, images, labels, classes):
         right = label == found
