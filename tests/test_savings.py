@@ -222,10 +222,11 @@ def test_the_readme_table_says_what_the_tables_say(made):
     (line,) = text.splitlines()[2:]
     rows = stored.query("requirement == 0.6 and method == 'gradual' and encoding == 'compact'")
     costs = energies.query("requirement == 0.6 and method == 'gradual'").query("on_chip_bytes == @ON_CHIP[0]")
-    assert line.startswith(f"| digits-2c, Digits | 60 % | {rows['significant'].mean():,.0f} |")
+    assert line.startswith(f"| digits-2c, Digits | 60 % | 3 of 3 | {rows['significant'].mean():,.0f} |")
     assert f"{rows['bytes'].mean():,.0f} bytes" in line and f"{100 * rows['test_accuracy'].mean():.2f} %" in line
     dense, small = (costs.query("variant == @variant")["total_nj"].mean() / 1e3 for variant in ("dense", "compressed"))
-    assert f"{dense:.1f} to {small:.1f} µJ" in line
+    assert f"{dense:.1f} to {small:.1f} µJ, {dense / small:.1f}× less" in line
+    assert f"{rows['dense_bytes'].iloc[0] / rows['bytes'].mean():.1f} ({rows['ratio'].min():.1f} to" in line
     page = "before\n<!-- savings -->\nold\n<!-- /savings -->\nafter\n"
     once = savings.readme(page, quick, "gradual")
     assert once == f"before\n<!-- savings -->\n{text}\n<!-- /savings -->\nafter\n"
