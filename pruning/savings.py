@@ -40,6 +40,7 @@ PROTOCOL = 1
 CLUSTERS = (16, 32, 64, 256)
 UPDATES, ATTEMPTS = 25, 4  # of fine-tuning, before each look at the validation split
 ON_CHIP = (8 * 1024, 32 * 1024)  # bytes of SRAM in the energy table
+SHOWN = "iterative"  # the method whose models are committed, as the notebooks have it too
 ENCODINGS = (*storage.ENCODINGS, "compact")
 STORAGE_COLUMNS = (*KEYS, "encoding", "bytes", "dense_bytes", "ratio", "test_accuracy")
 ENERGY_COLUMNS = (
@@ -203,7 +204,7 @@ def _kept(run: Run, record: dict) -> dict | None:
     return measured if measured["of"] == _origin(record) else None
 
 
-def shown(study: Study, method: str = "iterative") -> list[Run]:
+def shown(study: Study, method: str = SHOWN) -> list[Run]:
     """The run of each benchmark whose compressed model is kept: its highest requirement, the median seed.
 
     The median is that of the density among the seeds that met the requirement, the sparser of
@@ -224,7 +225,7 @@ def shown(study: Study, method: str = "iterative") -> list[Run]:
     return chosen
 
 
-def write_compressed(study: Study, stored: dict[Run, bytes], method: str = "iterative") -> list[Path]:
+def write_compressed(study: Study, stored: dict[Run, bytes], method: str = SHOWN) -> list[Path]:
     """Write the files of the ``shown`` runs to ``compressed/``; others there are removed."""
     paths = []
     for run in shown(study, method):
@@ -277,7 +278,7 @@ def held(energies: pd.DataFrame) -> pd.Series:
     return rows["validation_accuracy"] >= rows.index.get_level_values("requirement")
 
 
-def markdown(study: Study, method: str = "iterative") -> str:
+def markdown(study: Study, method: str = SHOWN) -> str:
     """The README's table: a method's networks at each benchmark's highest requirement, in bytes and energy."""
     stored, energies = tables(study)
     named = titles(_pruned(study).values())
@@ -310,7 +311,7 @@ def smaller(rows: pd.DataFrame) -> str:
     return f"{mean:.1f} ({rows['ratio'].min():.1f} to {rows['ratio'].max():.1f})" if len(rows) > 1 else f"{mean:.1f}"
 
 
-def readme(text: str, study: Study, method: str = "iterative") -> str:
+def readme(text: str, study: Study, method: str = SHOWN) -> str:
     """``text`` with the table between ``<!-- savings -->`` and ``<!-- /savings -->`` made anew."""
     return between(text, "savings", markdown(study, method))
 
@@ -330,7 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pruning.savings", description=main.__doc__)
     parser.add_argument("action", choices=("tables", "readme"))
     parser.add_argument("study", nargs="?", default="report")
-    parser.add_argument("--method", default="iterative", help="whose models are shown (default iterative)")
+    parser.add_argument("--method", default=SHOWN, help=f"whose models are shown (default {SHOWN})")
     given = parser.parse_args(arguments)
     try:
         study = load(given.study)

@@ -1,6 +1,7 @@
 """Bytes and energy of a study's delivered models: honest, whole, made once, and never without the models."""
 
 import io
+import json
 import shutil
 
 import numpy as np
@@ -290,6 +291,13 @@ def test_the_committed_tables_belong_to_the_committed_records(report):
 def test_the_committed_readme_holds_what_the_committed_tables_give(report):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert savings.readme(text, report) == text, "run 'make readme'"
+
+
+def test_the_notebooks_show_the_method_whose_models_are_committed():
+    for name in ("6-memory-and-energy", "7-deploy"):
+        cells = json.loads((ROOT / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        (given,) = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+        assert f'method = "{savings.SHOWN}"' in given.splitlines()
 
 
 def test_the_committed_compressed_models_are_those_shown_at_the_size_of_the_table(report):
