@@ -10,7 +10,7 @@ export OMP_NUM_THREADS := 1
 SNAKEMAKE = snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help install study figures status tradeoff report bench readme notebooks lab test clean
+.PHONY: help install study figures savings status tradeoff report bench readme notebooks lab test clean
 
 help: ## this text
 	@echo "make study                 the digits study: trains, then renders every figure (a few minutes)"
@@ -37,7 +37,11 @@ endif
 	@$(BIN)/python -m pruning.study status $(STUDY)
 
 figures: .venv/installed ## render a study's figures from its records, training nothing
-	@$(SNAKEMAKE) train=no --forcerun 2-significant-synapses 3-training-effort --until figures
+	@$(SNAKEMAKE) train=no --until figures --forcerun 2-significant-synapses 3-training-effort \
+		$(if $(wildcard data/results/$(STUDY)/storage.csv),6-memory-and-energy 7-deploy)
+
+savings: .venv/installed ## bytes and energy of a study's delivered models, which must be there
+	@$(BIN)/python -m pruning.savings tables $(STUDY)
 
 status: .venv/installed ## how far a study is
 	@$(BIN)/python -m pruning.study status $(STUDY)
@@ -58,6 +62,7 @@ bench: .venv/installed ## measure training speed side by side (about ten minutes
 
 readme: .venv/installed ## put the tables and claims made from the records into README.md
 	@$(BIN)/python -m pruning.study readme report
+	@$(BIN)/python -m pruning.savings readme report
 
 notebooks: .venv/installed ## execute the notebooks in place, with their own defaults
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb

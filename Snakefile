@@ -22,6 +22,13 @@ STORIES = {
     "2-significant-synapses": ["figure-1-iterative-pruning", "figure-3-benchmarks", "figure-4-significant-synapses"],
     "3-training-effort": ["figure-2-implementation", "figure-5-training-effort"],
 }
+# Bytes and energy are made for a study once by `make savings`; from then on they belong to its graph.
+SAVINGS = [RESULTS / "storage.csv", RESULTS / "energy.csv"]
+if all(path.is_file() for path in SAVINGS):
+    STORIES |= {
+        "6-memory-and-energy": ["figure-7-bytes-by-encoding", "figure-8-energy", "figure-9-on-chip-memory"],
+        "7-deploy": ["figure-10-classified"],
+    }
 PICTURES = [FIGURES / f"{name}.{kind}" for names in STORIES.values() for name in names for kind in ("png", "svg", "pdf")]
 
 # A training job is one benchmark and one seed. Only those with a run whose record is missing or not
@@ -36,6 +43,13 @@ for benchmark, seed in STALE:
 PAPERMILL = (
     "papermill --no-progress-bar --log-level WARNING -k python3 -y {params.given} {params.notebook} {log}"
     " || {{ echo 'The executed notebook, with the error in it: {log}' >&2; exit 1; }}"
+)
+
+
+# They come from the delivered models, which are not committed: where some are missing, the tables stay as they are.
+REMAKE = bool(STALE) and all(
+    (run.benchmark, run.seed) in STALE or run.method == "unpruned" or run.place("models", ".model").is_file()
+    for run in STUDY.runs
 )
 
 
@@ -96,6 +110,13 @@ rule table:
     shell: "python -m pruning.study table {STUDY.name}"
 
 
+rule savings:
+    """Bytes and energy of the delivered models, and the compressed ones that are shown."""
+    input: [path for benchmark in STUDY.benchmarks if REMAKE for path in trained(benchmark)]
+    output: SAVINGS
+    shell: "python -m pruning.savings tables {STUDY.name}"
+
+
 rule benchmark:
     """A benchmark's notebook over all its seeds, for reading."""
     input: lambda w: trained(w.benchmark)
@@ -115,6 +136,7 @@ for story, names in STORIES.items():
             RESULTS / "runs.csv",
             f"notebooks/{story}.ipynb",
             "pruning/figures.py",
+            [*SAVINGS, "pruning/savings_figures.py"] if story in ("6-memory-and-energy", "7-deploy") else [],
         output: [path for path in PICTURES if path.stem in names]
         log: WORK / f"log-{story}.ipynb"
         params:

@@ -163,10 +163,15 @@ def readme(text: str, found: list[dict], methods: Iterable[str]) -> str:
     table, named = frame(found), titles(found)
     made = {"table": markdown(table, named, methods), "saved": saved(table, named), "claims": claims.markdown(table, named)}
     for name, content in made.items():
-        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        if text.count(start) != 1 or text.count(end) != 1:
-            raise DamagedFile(f"the README must hold the marks {start} and {end} once each")
-        before, rest = text.split(start)
-        after = rest.split(end)[1]
-        text = f"{before}{start}\n{content}\n{end}{after}"
+        text = between(text, name, content)
     return text
+
+
+def between(text: str, mark: str, content: str) -> str:
+    """``text`` with ``content`` as all that stands between ``<!-- mark -->`` and ``<!-- /mark -->``."""
+    start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise DamagedFile(f"the README must hold the marks {start} and {end} once each")
+    before, rest = text.split(start)
+    after = rest.split(end)[1]
+    return f"{before}{start}\n{content}\n{end}{after}"
