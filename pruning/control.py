@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from pruning import saliency
-from pruning.dynamics import Bias, Regrow, Splice, Trace
+from pruning.dynamics import Bias, Descend, Regrow, Splice, Trace
 from pruning.masks import MaskedConv2d, masked_layers
-from pruning.schedule import Cubic, Ladder, Rising
+from pruning.schedule import Cubic, Descent, Ladder, Rising
 
 # So many rounds that cut nothing mean that no later one will: layers kept whole by their pace,
 # or of equal weights, whose deviation is zero.
@@ -72,19 +72,30 @@ class Method:
 
     criterion: Callable
     allocation: Callable
-    schedule: Rising | Ladder | Cubic
+    schedule: Rising | Ladder | Cubic | Descent
     rewind: bool = False
     convolution_pace: float = 1.0
     masking: Callable = saliency.cut
-    watch: Trace | Splice | Regrow | Bias | None = None
+    watch: Trace | Splice | Regrow | Bias | Descend | None = None
     restart: Restart | None = None
     redense: int = 0
 
     def __post_init__(self):
         if self.schedule.paced != "rounds" and (self.rewind or self.restart or self.redense):
             raise ValueError("rewind, restart and redense need a schedule that is paced by rounds")
+        if (self.schedule.paced == "descents") != isinstance(self.watch, Descend):
+            raise ValueError("the schedule Descent needs the watch Descend, and no other schedule does")
         if self.rewind and self.restart:
             raise ValueError("a method has rewind or restart, not both")
+
+    @property
+    def early(self) -> bool:
+        """Whether synapses are pruned before the requirement was met: then its training tells nothing of an unpruned one."""
+        return self.schedule.paced == "descents" and self.schedule.early_final < 1
+
+
+def _adaptive(**changes) -> Method:
+    return Method(saliency.magnitude, saliency.across, Descent(**changes), watch=Descend())
 
 
 METHODS: Mapping[str, Method | None] = {
@@ -115,6 +126,13 @@ METHODS: Mapping[str, Method | None] = {
         watch=Splice(),
     ),
     "biased": Method(saliency.magnitude, saliency.by_deviation, Rising(0.1), convolution_pace=0.5, watch=Bias()),
+    # The study's own, and the same with one ingredient off each: no pruning before the requirement is met,
+    # no steering of the depth, each descent in one step, no second trial from the last good network.
+    "adaptive": _adaptive(),
+    "adaptive-late": _adaptive(early_final=1.0),
+    "adaptive-unsteered": _adaptive(bolder=1.0, softer=1.0),
+    "adaptive-abrupt": _adaptive(share=1e-9),
+    "adaptive-final": _adaptive(trials=1),
 }
 
 
@@ -211,6 +229,8 @@ class PruneControl:
         self.pruned: int | None = None
         self.restarted = 0
         self.rested = 0
+        self.descent: dict | None = None
+        self.good: dict | None = None
         self.early = copy.deepcopy(self._snapshot()) if self._rewound == 0 else None
 
     @property
@@ -277,6 +297,8 @@ class PruneControl:
                 self._ask_for_gradients()
             if self.method.schedule.paced == "iterations":
                 thresholds = self._follow(iteration)
+            elif self.method.schedule.paced == "descents":
+                action, thresholds = self._descend(iteration, met)
             elif self._to_be_dense:
                 action = self._redense(met)
             elif met and (self.memory or not self._traced or iteration > self.start):
@@ -284,7 +306,8 @@ class PruneControl:
                 action = None if thresholds else "nothing left to prune"
         if thresholds:
             self.pruned, self.thresholds = iteration, thresholds
-        self.missed = 0 if met or self.start is None else self.missed + 1
+        waits = self.start is not None and not self._under_way(iteration)
+        self.missed = self.missed + 1 if waits and not met else 0
         action = action or ("prune" if thresholds else "wait")
         if action not in _GOING_ON:
             self.phase = "done"
@@ -329,7 +352,7 @@ class PruneControl:
 
     _STATE = (
         "requirement", "phase", "round", "progress", "paces", "missed", "start", "best", "origin",
-        "memory", "thresholds", "pruned", "restarted", "rested", "early",
+        "memory", "thresholds", "pruned", "restarted", "rested", "early", "descent", "good",
     )
 
     @property
@@ -370,7 +393,7 @@ class PruneControl:
     def _stop(self, iteration: int, met: bool) -> str | None:
         if met and self.method is None:
             return "requirement met"
-        if not met and self.start is not None and self.missed + 1 >= self._enough:
+        if not met and self._exhausted(iteration) and not (self.descent and self.descent["trials"] > 1):
             return "not recovered"
         if self.budget is not None and iteration >= self.budget:
             return "budget spent"
@@ -378,6 +401,53 @@ class PruneControl:
         if ramped and met and iteration - self.start >= self.ramp:
             return "ramp completed"
         return None
+
+    def _exhausted(self, iteration: int) -> bool:
+        return self.start is not None and not self._under_way(iteration) and self.missed + 1 >= self._enough
+
+    def _under_way(self, iteration: int) -> bool:
+        """Whether a descent goes on after this iteration."""
+        return self.descent is not None and iteration < self.descent["begun"] + self.method.schedule.length(self.start)
+
+    def _descend(self, iteration: int, met: bool) -> tuple[str | None, dict[str, float] | None]:
+        """Begin the next descent after a recovery, or a gentler one from the last good network where there was none."""
+        schedule, descent = self.method.schedule, self.descent
+        if self._under_way(iteration):
+            return None, self.thresholds
+        if met:
+            keep, trials = schedule.after(descent["keep"], self.missed) if descent else schedule.keep, schedule.trials
+            if descent:
+                trials = descent["trials"]
+            self.good = copy.deepcopy(self._snapshot())
+        elif self._exhausted(iteration):
+            keep, trials = descent["keep"] ** schedule.gentler, descent["trials"] - 1
+            self._restore(self.good)
+        else:
+            return None, None
+        if self.density * self.synapses <= len(self.layers):
+            return "nothing left to prune", None
+        self.round += 1
+        self.descent = {"begun": iteration, "from": self.density, "keep": keep, "trials": trials}
+        return "prune", None
+
+    def descending_to(self, iteration: int) -> float | None:
+        """The density to be pruned to at this iteration, by the schedule ``Descent``; None where it is not time."""
+        schedule = self.method.schedule
+        if iteration % schedule.every:
+            return None
+        if self.start is None:
+            density = self.density
+            early = iteration >= schedule.begin and density > schedule.early_final
+            return max(density * schedule.early_keep, schedule.early_final) if early else None
+        done = iteration - self.descent["begun"] if self.descent else math.inf
+        if done > (length := schedule.length(self.start)):
+            return None
+        return self.descent["from"] * self.descent["keep"] ** (done / length)
+
+    def thin(self, density: float) -> None:
+        """Prune to ``density``, all layers together."""
+        self.progress = dict.fromkeys(self.layers, density)
+        self.thresholds = self._prune()
 
     def _next_round(self, iteration: int) -> dict[str, float] | None:
         self.phase = "recover"

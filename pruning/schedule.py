@@ -57,3 +57,58 @@ class Cubic:
     def amount(self, progress: float) -> float:
         """Density when the fraction ``progress`` of the ramp's iterations is over."""
         return self.final + (1 - self.final) * (1 - min(progress, 1.0)) ** 3
+
+
+@dataclass(frozen=True)
+class Descent:
+    """A density that goes down in descents and comes to rest after each, steered by how recovery went.
+
+    A descent takes the density to the fraction ``keep`` of what it was, in small steps ``every``
+    so many iterations, over a time that is the fraction ``share`` of the one that the requirement took to
+    be met first. Then the network recovers until it meets the requirement. After a recovery of at most ``quick`` evaluations the next descent goes deeper (keep
+    to the power ``bolder``, never below ``deepest``), after one of ``slow`` or more less deep (to the
+    power ``softer``). One that did not recover is undone: the last network that met the
+    requirement goes on with a far gentler descent (to the power ``gentler``), ``trials`` times at most.
+
+    While the requirement has not been met yet, training prunes already: from iteration ``begin``
+    the density falls by ``early_keep`` every ``every`` iterations, down to ``early_final``.
+    """
+
+    keep: float = 0.5
+    share: float = 0.25
+    every: int = 10
+    quick: int = 1
+    slow: int = 5
+    bolder: float = 1.3
+    softer: float = 0.6
+    gentler: float = 0.4
+    deepest: float = 0.3
+    trials: int = 2
+    begin: int = 200
+    early_keep: float = 0.985
+    early_final: float = 0.4
+    paced: ClassVar[str] = "descents"
+
+    def __post_init__(self):
+        for name in ("keep", "share", "deepest", "softer", "gentler", "early_keep", "early_final"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if self.keep == 1:
+            raise ValueError("keep must be less than 1: a descent has to prune")
+        for name in ("every", "trials"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def amount(self, progress: float) -> float:
+        """The density itself: here the control says how far a descent has come."""
+        return progress
+
+    def length(self, start: int) -> int:
+        """Iterations of a descent, where the requirement was met first after ``start`` iterations."""
+        return self.every * max(round(self.share * start / self.every), 1)
+
+    def after(self, keep: float, recovery: int) -> float:
+        """What the next descent keeps, after one of ``keep`` and a recovery of so many evaluations."""
+        if recovery <= self.quick:
+            return max(keep**self.bolder, self.deepest)
+        return keep**self.softer if recovery >= self.slow else keep

@@ -342,7 +342,11 @@ def perform(
             dense=folder(run.study) / "work" / f"dense-{run.benchmark}-{run.seed}-{target.type}",
             dense_owner=f"{run.dense_key} {dataset.fingerprint}", progress=progress, warn=warn,
         )
-        record = _record(run, dataset, training, target)
+        unpruned = training.control.start
+        if training.control.method is not None and training.control.method.early:
+            other = perform(run.model_copy(update={"method": "unpruned"}), device, warn=warn, every=every)
+            unpruned = other["result"]["iterations_unpruned"]
+        record = _record(run, dataset, training, target, unpruned)
         delivered = training.control.delivered()
         save_state(run.place("models", ".model"), {"network": run.network, "state": delivered.state_dict()}, run.key)
         write_record(run.record_path, record)
@@ -366,8 +370,13 @@ def checked_device(name: str) -> torch.device:
     return device
 
 
-def _record(run: Run, dataset: datasets.Dataset, training: Training, device: torch.device) -> dict:
-    """Everything about a finished run, in plain values; the test split is read here, once."""
+def _record(
+    run: Run, dataset: datasets.Dataset, training: Training, device: torch.device, unpruned: int | None
+) -> dict:
+    """Everything about a finished run, in plain values; the test split is read here, once.
+
+    ``unpruned`` counts the iterations until the requirement is first met without pruning.
+    """
     control, best = training.control, training.control.best
     delivered = control.delivered()
     dense = network(run.network, run.seed)
@@ -395,8 +404,8 @@ def _record(run: Run, dataset: datasets.Dataset, training: Training, device: tor
         "validation_accuracy": best["accuracy"] if best else control.events[-1].accuracy,
         "test_accuracy": accuracy(delivered, dataset.test),
         "iterations": iterations,
-        "iterations_unpruned": control.start,
-        "effort": iterations / control.start if best else None,
+        "iterations_unpruned": unpruned,
+        "effort": iterations / unpruned if best and unpruned else None,
         "reached": control.reached,
         "iterations_spent": training.iteration,
         "stopped": control.events[-1].action,

@@ -12,8 +12,8 @@ from torch import nn
 from pruning import convolution, datasets, density, masked, masked_layers, saliency
 from pruning.control import METHODS, Method, PruneControl, Restart
 from pruning.dynamics import Bias, Regrow, Splice
-from pruning.schedule import Ladder
-from pruning.study import Settings
+from pruning.schedule import Descent, Ladder
+from pruning.study import Run, Settings, perform
 from pruning.training import batches, prepare, step, train
 
 NETWORK = "28x28-6c5-16c5-120-84-10"
@@ -563,3 +563,86 @@ def test_methods_that_differ_from_another_in_one_part():
     ):
         pair = METHODS[name], METHODS[base]
         assert {key for key in Method.__dataclass_fields__ if len({getattr(m, key) for m in pair}) > 1} == parts
+
+
+def adaptive(**changes):
+    """The adaptive method on a tiny model, and a way to take it through iterations with accuracies made up."""
+    model = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    method = replace(METHODS["adaptive"], schedule=Descent(**{"begin": 4, "every": 2} | changes))
+    control = PruneControl(model, 0.9, method, optimizer=optimizer, patience=3)
+    images, labels = examples(1)
+
+    def go(iterations, accuracy):
+        begun = control.events[-1].iteration if control.events else 0
+        for iteration in range(begun + 1, begun + iterations + 1):
+            F.cross_entropy(model(images), labels).backward()
+            if control.watching:
+                control.observe(iteration)
+            optimizer.step()
+            optimizer.zero_grad()
+        return control.update(iteration, accuracy)
+
+    return control, go
+
+
+def test_adaptive_prunes_before_the_requirement_is_met_but_no_further_than_asked():
+    control, go = adaptive(early_keep=0.9, early_final=0.5)
+    assert go(3, 0.1).density == 1
+    first = go(3, 0.2)
+    assert control.start is None and 0.75 < first.density < 0.85  # after iterations 4 and 6
+    assert go(40, 0.3).density == pytest.approx(0.5, abs=0.01)
+    late, go = adaptive(early_final=1.0)
+    assert go(40, 0.3).density == 1 and not late.method.early and control.method.early
+
+
+def test_adaptive_descends_in_small_steps_then_waits_for_the_requirement():
+    control, go = adaptive(share=0.5, early_final=1.0, keep=0.5)
+    assert go(40, 0.9).action == "prune"
+    densities = [go(2, 0.1).density for _ in range(12)]
+    assert densities == sorted(densities, reverse=True) and 0.9 < densities[0] < 1
+    assert densities[9:] == [pytest.approx(0.5, abs=0.01)] * 3
+    assert not control.finished
+
+
+def test_adaptive_goes_deeper_after_a_quick_recovery_and_less_deep_after_a_slow_one():
+    schedule = Descent()
+    assert schedule.after(0.5, 1) == pytest.approx(0.5**1.3) and schedule.after(0.31, 0) == 0.3
+    assert schedule.after(0.5, 3) == 0.5
+    assert 0.5 < schedule.after(0.5, 5) < 1
+
+
+def test_adaptive_undoes_a_descent_that_did_not_recover_and_tries_a_gentler_one():
+    control, go = adaptive(share=0.5, early_final=1.0, keep=0.25)
+    go(40, 0.95)
+    weights = {name: layer.weight.detach().clone() for name, layer in control.layers.items()}
+    go(20, 0.5)
+    assert control.density == pytest.approx(0.25, abs=0.01)
+    assert [go(2, 0.5).action for _ in range(2)] == ["wait", "prune"]
+    assert control.density == 1
+    for name, layer in control.layers.items():
+        assert torch.equal(layer.weight, weights[name])
+    go(20, 0.5)
+    assert control.density == pytest.approx(0.25**0.4, abs=0.01)
+    assert [go(2, 0.5).action for _ in range(2)] == ["wait", "not recovered"]
+    assert control.best["density"] == 1
+
+
+def test_adaptives_effort_is_measured_against_the_unpruned_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
+    given = {"study": "own", "benchmark": "digits-2c", "requirement": 0.6, "seed": 0, "settings": SETTINGS}
+    record = perform(Run(method="adaptive", **given))["result"]
+    unpruned = perform(Run(method="unpruned", **given))["result"]
+    assert record["iterations_unpruned"] == unpruned["iterations"]
+    assert record["effort"] == record["iterations"] / unpruned["iterations"]
+
+
+@pytest.mark.parametrize("wrong", [{"keep": 0.0}, {"keep": 1.0}, {"share": 0}, {"early_final": 0}, {"every": 0}, {"trials": 0}])
+def test_a_descent_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Descent(**wrong)
+
+
+def test_a_descent_needs_its_watch():
+    with pytest.raises(ValueError, match="needs the watch Descend"):
+        Method(saliency.magnitude, saliency.across, Descent())

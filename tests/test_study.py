@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from pruning import study
 from pruning.claims import markdown
 from pruning.control import METHODS, Restart
-from pruning.dynamics import Bias, Regrow, Splice, Trace
+from pruning.dynamics import Bias, Descend, Regrow, Splice, Trace
 from pruning.files import DamagedFile, load_state, locked, save_state, set_aside, write_whole
 from pruning.masks import density, masked_layers
 from pruning.results import (
@@ -28,7 +29,7 @@ from pruning.results import (
     write_record,
     write_table,
 )
-from pruning.schedule import Cubic, Ladder, Rising
+from pruning.schedule import Cubic, Descent, Ladder, Rising
 from pruning.study import (
     BENCHMARKS,
     PROTOCOL,
@@ -338,6 +339,12 @@ def test_the_readme_holds_what_the_committed_records_give(monkeypatch):
     assert frame(found).to_csv(index=False, lineterminator="\n") == committed, "run 'python -m pruning.study table report'"
 
 
+DESCENT = Descent(
+    keep=0.5, share=0.25, every=10, quick=1, slow=5, bolder=1.3, softer=0.6, gentler=0.4, deepest=0.3, trials=2,
+    begin=200, early_keep=0.985, early_final=0.4,
+)
+
+
 def test_the_methods_are_those_of_this_protocol():
     # A run's key names its method only: whoever changes what a name means must raise PROTOCOL.
     told = {
@@ -364,6 +371,14 @@ def test_the_methods_are_those_of_this_protocol():
         "rigl": ("magnitude", "erk", Ladder(0.7), False, 1.0, "cut", Regrow(0.3), None, 0),
         "dsd": ("magnitude", "across", Ladder(0.7), False, 1.0, "cut", None, None, 3),
         "biased": ("magnitude", "by_deviation", Rising(0.1), False, 0.5, "cut", Bias(2e-5, 10.0), None, 0),
+        **{
+            name: ("magnitude", "across", replace(DESCENT, **change), False, 1.0, "cut", Descend(), None, 0)
+            for name, change in {
+                "adaptive": {}, "adaptive-late": {"early_final": 1.0},
+                "adaptive-unsteered": {"bolder": 1.0, "softer": 1.0}, "adaptive-abrupt": {"share": 1e-9},
+                "adaptive-final": {"trials": 1},
+            }.items()
+        },
     }
 
 
