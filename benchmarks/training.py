@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
+import os
 import platform
 import statistics
 import subprocess
@@ -22,7 +24,7 @@ import torch.nn.functional as F
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader, Dataset
 
-from pruning import datasets
+from pruning import convolution, datasets
 from pruning.files import load_state, save_state
 from pruning.masks import masked_layers, unmasked
 from pruning.networks import layers, lenet
@@ -97,17 +99,33 @@ def memory(data: datasets.Dataset, pictures: Pictures, notation: str, batch: int
     return plain_steps(*torch_pruned(notation, device), stream())
 
 
-def ours(data: datasets.Dataset, notation: str, batch: int, device, masks: bool) -> Callable[[], None]:
+def ours(
+    data: datasets.Dataset, notation: str, batch: int, device, masks: bool, density: float = DENSITY
+) -> Callable[[], None]:
     """One step of the study's own loop, images moved and mirrored as in the study."""
     recipe = Recipe(batch=batch, flip=data.shape[0] == 3)
     training = prepare(notation, recipe, 0.5, None, 0, device)
     for layer in masked_layers(training.model).values():
         scores = layer.weight.detach().abs()
-        layer.prune(scores > scores.flatten().quantile(1 - DENSITY))
+        layer.prune(scores > scores.flatten().kthvalue(max(round((1 - density) * scores.numel()), 1)).values)
     if not masks:
         unmasked(training.model)
     stream = batches(data, recipe, 0)
     return lambda: step(training, recipe, *next(stream))
+
+
+def by_pytorch(make: Callable[[], Callable[[], None]]) -> Callable[[], None]:
+    """The step that ``make`` returns, made and done with PyTorch's convolutions in place of the study's own."""
+
+    def off(action: Callable):
+        os.environ["PRUNING_KERNEL"] = "off"
+        try:
+            return action()
+        finally:
+            del os.environ["PRUNING_KERNEL"]
+
+    one = off(make)
+    return lambda: off(one)
 
 
 def rates(steps: dict[str, Callable], batch: int, rounds: int, seconds: float, device: torch.device) -> dict[str, float]:
@@ -233,11 +251,23 @@ def main() -> None:
         macs = sum(layer.macs for layer in layers(grown))
         wide.append(f"| {grown} | {found:,.0f} | {100 * found * 6 * macs / 1e9 / product:.0f} % |")
 
+    kernel = []
+    for name in (given.benchmarks[0], given.benchmarks[-1]) if device.type == "cpu" and convolution.available() else ():
+        dataset, notation = BENCHMARKS[name]
+        data = datasets.load(dataset, device)
+        for density in (1.0, 0.5, 0.1, 0.03):
+            make = functools.partial(ours, data, notation, 128, device, True, density)
+            found = rates({"own": make(), "torch": by_pytorch(make)}, 128, 3, given.seconds, device)
+            own, torchs = found["own"], found["torch"]
+            kernel.append(f"| {name} | {100 * density:g} % | {own:,.0f} | {torchs:,.0f} | {own / torchs:.2f} |")
+
     parts = []
     for name in ("digits", "mnist", "cifar10"):
         if datasets.fingerprint(name) is not None:
             seconds = fresh(f"from pruning import datasets; began = time.perf_counter(); datasets.load('{name}')")
             parts.append((f"load {name} from its prepared copy", seconds))
+    dataset, notation = BENCHMARKS[given.benchmarks[0]]
+    data = datasets.load(dataset, device)
     training = prepare(notation, Recipe(), 0.5, None, 0, device)
     parts.append((f"evaluate the {len(data.test.labels):,} test images of {given.benchmarks[0]}",
                   median_seconds(lambda: accuracy(training.average, data.test))))
@@ -267,6 +297,10 @@ Images a second, medians of {given.rounds} alternating rounds of {given.seconds}
 | {given.benchmarks[0]}, wider, batch 128 | D | share |
 |---|---|---|
 {chr(10).join(wide)}
+
+| D, batch 128 | density | compiled convolutions | PyTorch's | ratio |
+|---|---|---|---|---|
+{chr(10).join(kernel)}
 
 | what | seconds |
 |---|---|

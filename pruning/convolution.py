@@ -30,6 +30,8 @@ from pruning.files import write_whole
 from pruning.masks import MaskedConv2d
 
 LANES = 16
+# Of more connections between feature maps than so many, PyTorch's dense convolutions are the faster ones.
+CONNECTIONS = 1200
 SOURCE = Path(__file__).with_name("convolution.c")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC")
 
@@ -41,14 +43,14 @@ class _Shape(ctypes.Structure):
 def run(model: nn.Module, images: Tensor) -> Tensor:
     """``model(images)``; a sequence's leading convolutions by the compiled kernel where that is possible.
 
-    ``images`` [N, C, H, W]. The kernel takes float32 on the CPU and layers ``Conv2d`` (stride 1,
-    no padding), perhaps ``MaxPool2d(2)``, ``ReLU``; gradients reach the parameters, not the images.
+    ``images`` [N, C, H, W]. The kernel takes float32 on the CPU and layers ``Conv2d`` (stride 1, no
+    padding, few channels), perhaps ``MaxPool2d(2)``, ``ReLU``; gradients reach the parameters, not the images.
     """
-    parts = list(model) if isinstance(model, nn.Sequential) else []
-    stages, used = _stages(parts)
     fits = images.device.type == "cpu" and images.dtype == torch.float32 and not images.requires_grad and len(images)
-    if not stages or not fits or not available():
-        return model(images if available() else images.contiguous(memory_format=torch.channels_last))
+    if not fits or not suits(model):
+        return model(images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images)
+    parts = list(model)
+    stages, used = _stages(parts)
     blocks = _packed(images)
     for layer, pooled in stages:
         masked = isinstance(layer, MaskedConv2d)
@@ -61,6 +63,14 @@ def run(model: nn.Module, images: Tensor) -> Tensor:
     for part in parts[used:]:
         found = part(found)
     return found
+
+
+def suits(model: nn.Module) -> bool:
+    """Whether the kernel does the model's convolutions here: all of them, or none."""
+    parts = list(model) if isinstance(model, nn.Sequential) else []
+    stages, used = _stages(parts)
+    rest = [module for part in parts[used:] for module in part.modules()]
+    return bool(stages) and not any(isinstance(module, nn.Conv2d) for module in rest) and available()
 
 
 def available() -> bool:
@@ -111,7 +121,7 @@ def _plain(layer: nn.Module) -> bool:
     return (
         type(layer) in (nn.Conv2d, MaskedConv2d)
         and layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu"
-        and layer.kernel_size[0] == layer.kernel_size[1] and layer.bias is not None
+        and layer.in_channels * layer.out_channels <= CONNECTIONS and layer.kernel_size[0] == layer.kernel_size[1] and layer.bias is not None
         and (layer.stride, layer.padding, layer.dilation, layer.groups) == ((1, 1), (0, 0), (1, 1), 1)
     )
 

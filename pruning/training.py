@@ -63,7 +63,7 @@ def network(notation: str, seed: int, device: torch.device | str = "cpu") -> nn.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
         model = lenet(notation)
-    compiled = torch.device(device).type == "cpu" and convolution.available()
+    compiled = torch.device(device).type == "cpu" and convolution.suits(model)
     return masked(model).to(device, memory_format=torch.contiguous_format if compiled else torch.channels_last)
 
 

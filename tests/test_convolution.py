@@ -99,12 +99,19 @@ def test_a_diverged_training_shows_as_nan():
     [nn.Conv2d(1, 4, 3), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()],
     [nn.Conv2d(1, 4, 3), nn.Sigmoid()],
     [nn.Conv2d(1, 4, 3)],
+    [nn.Conv2d(1, 1201, 3), nn.ReLU()],
 ])
 def test_other_layers_are_left_to_pytorch(layers):
     model = masked(nn.Sequential(*layers))
     images = torch.randn(3, 1, 9, 9)
     assert convolution._stages(list(model))[0] == []
     assert torch.equal(run(model, images), model(images))
+
+
+def test_all_convolutions_or_none():
+    model = masked(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()))
+    images = torch.randn(3, 1, 9, 9)
+    assert not convolution.suits(model) and torch.equal(run(model, images), model(images))
 
 
 def test_hooks_are_heard():
