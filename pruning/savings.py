@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning import datasets, storage
+from pruning import convolution, datasets, storage
 from pruning.deploy import compact
 from pruning.energy import classify, loads_of
 from pruning.files import DamagedFile, load_state, write_whole
@@ -61,7 +61,7 @@ def quantized(
     """
 
     def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return F.cross_entropy(network(batch[0]), batch[1])
+        return F.cross_entropy(convolution.run(network, batch[0]), batch[1])
 
     best: tuple[nn.Module, int, float] | None = None
     for clusters in CLUSTERS:
