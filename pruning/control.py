@@ -85,6 +85,8 @@ class Method:
             raise ValueError("rewind, restart and redense need a schedule that is paced by rounds")
         if (self.schedule.paced == "descents") != isinstance(self.watch, Descend):
             raise ValueError("the schedule Descent needs the watch Descend, and no other schedule does")
+        if self.watch == Descend() and self.schedule.early_final < 1:
+            raise ValueError("a schedule that prunes before the requirement is met needs the watch Descend(early=True)")
         if self.rewind and self.restart:
             raise ValueError("a method has rewind or restart, not both")
 
@@ -95,7 +97,8 @@ class Method:
 
 
 def _adaptive(**changes) -> Method:
-    return Method(saliency.magnitude, saliency.across, Descent(**changes), watch=Descend())
+    schedule = Descent(**changes)
+    return Method(saliency.magnitude, saliency.across, schedule, watch=Descend(early=schedule.early_final < 1))
 
 
 METHODS: Mapping[str, Method | None] = {
@@ -126,10 +129,10 @@ METHODS: Mapping[str, Method | None] = {
         watch=Splice(),
     ),
     "biased": Method(saliency.magnitude, saliency.by_deviation, Rising(0.1), convolution_pace=0.5, watch=Bias()),
-    # The study's own, and the same with one ingredient off each: no pruning before the requirement is met,
-    # no steering of the depth, each descent in one step, no second trial from the last good network.
+    # The study's own, and the same with one ingredient off each: no steering of the depth, each descent in one
+    # step, no second trial from the last good network; and with one more: pruning before the requirement is met.
     "adaptive": _adaptive(),
-    "adaptive-late": _adaptive(early_final=1.0),
+    "adaptive-early": _adaptive(early_final=0.4),
     "adaptive-unsteered": _adaptive(bolder=1.0, softer=1.0),
     "adaptive-abrupt": _adaptive(share=1e-9),
     "adaptive-final": _adaptive(trials=1),

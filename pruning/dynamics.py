@@ -143,9 +143,12 @@ class Bias:
 
 @dataclass(frozen=True)
 class Descend:
-    """Prunes in small steps while a descent is under way, and before the requirement was met (``schedule.Descent``)."""
+    """Prunes in small steps while a descent is under way, with ``early`` before the requirement was met too.
 
-    early: ClassVar[bool] = True
+    How far is said by the method's schedule, a ``schedule.Descent``.
+    """
+
+    early: bool = False
     dense: ClassVar[bool] = False
 
     @torch.no_grad()

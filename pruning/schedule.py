@@ -70,8 +70,8 @@ class Descent:
     power ``softer``). One that did not recover is undone: the last network that met the
     requirement goes on with a far gentler descent (to the power ``gentler``), ``trials`` times at most.
 
-    While the requirement has not been met yet, training prunes already: from iteration ``begin``
-    the density falls by ``early_keep`` every ``every`` iterations, down to ``early_final``.
+    With ``early_final`` below 1, training prunes already while the requirement has not been met: from iteration
+    ``begin`` the density falls to ``early_keep`` of itself every ``every`` iterations, down to ``early_final``.
     """
 
     keep: float = 0.5
@@ -86,7 +86,7 @@ class Descent:
     trials: int = 2
     begin: int = 200
     early_keep: float = 0.985
-    early_final: float = 0.4
+    early_final: float = 1.0
     paced: ClassVar[str] = "descents"
 
     def __post_init__(self):

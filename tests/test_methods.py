@@ -11,7 +11,7 @@ from torch import nn
 
 from pruning import convolution, datasets, density, masked, masked_layers, saliency
 from pruning.control import METHODS, Method, PruneControl, Restart
-from pruning.dynamics import Bias, Regrow, Splice
+from pruning.dynamics import Bias, Descend, Regrow, Splice
 from pruning.schedule import Descent, Ladder
 from pruning.study import Run, Settings, perform
 from pruning.training import batches, prepare, step, train
@@ -569,7 +569,8 @@ def adaptive(**changes):
     """The adaptive method on a tiny model, and a way to take it through iterations with accuracies made up."""
     model = tiny()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    method = replace(METHODS["adaptive"], schedule=Descent(**{"begin": 4, "every": 2} | changes))
+    schedule = Descent(**{"begin": 4, "every": 2} | changes)
+    method = replace(METHODS["adaptive"], schedule=schedule, watch=Descend(early=schedule.early_final < 1))
     control = PruneControl(model, 0.9, method, optimizer=optimizer, patience=3)
     images, labels = examples(1)
 
@@ -631,7 +632,7 @@ def test_adaptive_undoes_a_descent_that_did_not_recover_and_tries_a_gentler_one(
 def test_adaptives_effort_is_measured_against_the_unpruned_training(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
     given = {"study": "own", "benchmark": "digits-2c", "requirement": 0.6, "seed": 0, "settings": SETTINGS}
-    record = perform(Run(method="adaptive", **given))["result"]
+    record = perform(Run(method="adaptive-early", **given))["result"]
     unpruned = perform(Run(method="unpruned", **given))["result"]
     assert record["iterations_unpruned"] == unpruned["iterations"]
     assert record["effort"] == record["iterations"] / unpruned["iterations"]

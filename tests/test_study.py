@@ -341,7 +341,7 @@ def test_the_readme_holds_what_the_committed_records_give(monkeypatch):
 
 DESCENT = Descent(
     keep=0.5, share=0.25, every=10, quick=1, slow=5, bolder=1.3, softer=0.6, gentler=0.4, deepest=0.3, trials=2,
-    begin=200, early_keep=0.985, early_final=0.4,
+    begin=200, early_keep=0.985, early_final=1.0,
 )
 
 
@@ -372,9 +372,9 @@ def test_the_methods_are_those_of_this_protocol():
         "dsd": ("magnitude", "across", Ladder(0.7), False, 1.0, "cut", None, None, 3),
         "biased": ("magnitude", "by_deviation", Rising(0.1), False, 0.5, "cut", Bias(2e-5, 10.0), None, 0),
         **{
-            name: ("magnitude", "across", replace(DESCENT, **change), False, 1.0, "cut", Descend(), None, 0)
+            name: ("magnitude", "across", replace(DESCENT, **change), False, 1.0, "cut", Descend("early_final" in change), None, 0)
             for name, change in {
-                "adaptive": {}, "adaptive-late": {"early_final": 1.0},
+                "adaptive": {}, "adaptive-early": {"early_final": 0.4},
                 "adaptive-unsteered": {"bolder": 1.0, "softer": 1.0}, "adaptive-abrupt": {"share": 1e-9},
                 "adaptive-final": {"trials": 1},
             }.items()
