@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pruning import claims
+from pruning import claims, frontier
 from pruning.files import DamagedFile, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,10 +158,13 @@ def speedup(table: pd.DataFrame) -> pd.Series:
 def readme(text: str, found: list[dict], methods: Iterable[str]) -> str:
     """``text`` with what stands between each pair of marks, as ``<!-- table -->`` and ``<!-- /table -->``, made anew.
 
-    The marks are ``table``, ``saved`` and ``claims``; ``DamagedFile`` names a pair that is not there once.
+    The marks are ``table``, ``saved``, ``claims`` and ``targets``; ``DamagedFile`` names a pair that is not there once.
     """
     table, named = frame(found), titles(found)
-    made = {"table": markdown(table, named, methods), "saved": saved(table, named), "claims": claims.markdown(table, named)}
+    made = {
+        "table": markdown(table, named, methods), "saved": saved(table, named),
+        "claims": claims.markdown(table, named), "targets": frontier.markdown(table, found),
+    }
     for name, content in made.items():
         text = between(text, name, content)
     return text
