@@ -90,6 +90,15 @@ def worded(rows: pd.DataFrame) -> pd.DataFrame:
     }).reset_index(drop=True)
 
 
+def joined(table: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
+    """``table`` with the rows of another study for the same benchmarks and requirements, none twice."""
+    keys = [*SETTING, "method", "seed"]
+    here = set(table[SETTING].itertuples(index=False, name=None))
+    same = [place in here for place in more[SETTING].itertuples(index=False, name=None)]
+    parts = [part for part in (table, more[same]) if len(part)]
+    return pd.concat(parts, ignore_index=True).drop_duplicates(keys) if parts else table
+
+
 def pareto(points: pd.DataFrame) -> pd.DataFrame:
     """The rows that no other beats in ``density`` and ``effort`` together, by rising density."""
     rows = points.dropna(subset=["density", "effort"]).sort_values(["density", "effort"])
