@@ -102,7 +102,8 @@ def joined(table: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
 def pareto(points: pd.DataFrame) -> pd.DataFrame:
     """The rows that no other beats in ``density`` and ``effort`` together, by rising density."""
     rows = points.dropna(subset=["density", "effort"]).sort_values(["density", "effort"])
-    return rows[rows["effort"] < rows["effort"].cummin().shift(fill_value=math.inf)]
+    effort = rows["effort"].astype(float)
+    return rows[effort < effort.cummin().shift(fill_value=math.inf)]
 
 
 def first_as_sparse(record: Mapping, density: float = REPORTED_DENSITY) -> float | None:
@@ -228,7 +229,7 @@ def _place(run: Mapping) -> tuple:
 
 def markdown(table: pd.DataFrame, found: Iterable[Mapping]) -> str:
     """The README's table of targets."""
-    lines = ["| | target | measured | |", "|---|---|---|---|"]
+    lines = ["| | target | measured | verdict |", "|---|---|---|---|"]
     for target in targets(table, found):
         lines.append(f"| {target.what} | {target.goal} | {target.measured} | **{target.verdict}** |")
     return "\n".join(lines)

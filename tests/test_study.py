@@ -321,7 +321,7 @@ def test_the_table_for_the_readme(tiny):
         result["effort"] = 3.0 if seed < 2 else None
         write_record(folder("tiny") / "runs" / f"{seed}.json", record | {
             "run": record["run"] | {"benchmark": "mnist-2c", "requirement": 0.985, "seed": seed}, "result": result})
-    others = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in ("claims", "saved"))
+    others = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in ("claims", "saved", "targets"))
     text = f"before\n<!-- table -->\nold\n<!-- /table -->\nafter\n{others}"
     made = readme(text, records("tiny"), ["unpruned", "random"])
     result = record["result"]
