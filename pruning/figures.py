@@ -77,19 +77,19 @@ LOOKS = {
     "adaptive": Look("#d55e00", "*", "\\\\\\", "adaptive (this study's)"),
     "uniform": Look("#7a5195", "<", "|||", "uniform"),
     "erk": Look("#9c755f", ">", "+++", "ERK"),
-    "lamp": Look("#4e79a7", "p", "ooo", "LAMP"),
-    "sensitivity": Look("#8cb369", "h", "OO", "sensitivity"),
-    "snip": Look("#2f4b7c", "P", "**", "SNIP"),
+    "lamp": Look("#4e79a7", "p", "x", "LAMP"),
+    "sensitivity": Look("#8cb369", "h", "|-", "sensitivity"),
+    "snip": Look("#2f4b7c", "P", "/-", "SNIP"),
     "lottery": Look("#b5a200", "d", "//", "lottery ticket"),
     "raterewind": Look("#5f9ea0", "H", "..", "rate rewinding"),
     "rigl": Look("#a23b72", "8", "xx", "RigL"),
-    "movement": Look("#6a994e", (4, 1, 0), "--", "movement"),
+    "movement": Look("#6a994e", (4, 1, 0), "+", "movement"),
     "dsd": Look("#d4a5a5", (6, 1, 0), "||", "dense-sparse-dense"),
     "surgery": Look("#3d405b", (3, 1, 0), "++", "network surgery"),
-    "biased": Look("#81a4cd", (3, 1, 180), "oo", "biased decay"),
+    "biased": Look("#81a4cd", (3, 1, 180), "--", "biased decay"),
     "adaptive-late": Look("#e89a5b", (4, 0, 0), "\\\\", "adaptive, no early pruning"),
-    "adaptive-unsteered": Look("#9a3d00", (5, 1, 36), "O", "adaptive, not steered"),
-    "adaptive-abrupt": Look("#f2c14e", (7, 1, 0), "*", "adaptive, descents in one step"),
+    "adaptive-unsteered": Look("#9a3d00", (5, 1, 36), "\\\\|", "adaptive, not steered"),
+    "adaptive-abrupt": Look("#f2c14e", (7, 1, 0), "\\\\-", "adaptive, descents in one step"),
     "adaptive-final": Look("#c0705a", (8, 1, 0), "/", "adaptive, one trial"),
 }
 _SPARE_COLORS = tuple(seaborn.color_palette("colorblind").as_hex()[index] for index in (5, 8, 6))
@@ -483,15 +483,16 @@ def _frontier(axes, part: pd.DataFrame) -> None:
 
 def _share_axis(axes, values: pd.Series) -> None:
     axes.set_xscale("log")
-    least = 0.75 * values.min()
-    steps = [base * 10.0**power for power in range(-5, 1) for base in (1, 2, 5)]
-    shown = [step for step in steps if least <= step <= 1]
-    if len(shown) > 6:
+    least, most = 0.75 * values.min(), min(1.3 * values.max(), 1.3)
+    bases = (1, 1.5, 2, 3, 4, 5, 7) if most / least < 10 else (1, 2, 5)
+    steps = [base * 10.0**power for power in range(-5, 1) for base in bases]
+    shown = [step for step in steps if least <= step <= min(most, 1)]
+    if most / least > 100:
         shown = [10.0**power for power in range(-5, 1) if 10.0**power >= least]
     axes.set_xticks(shown)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
-    axes.set_xlim(least, 1.3)
+    axes.set_xlim(least, most)
 
 
 def _ratio_axis(axes, values: list[float]) -> None:

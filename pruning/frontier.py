@@ -26,13 +26,13 @@ REPORTED_DENSITY = 1 - REPORTED_REDUCTIONS[2]  # what the report leaves, on aver
 
 REACHED, MISSED, OPEN, UNKNOWN = "reached", "not reached", "open", "not measured"
 
-# Networks of the literature on pruning, MNIST: times fewer weights, and test error.
+# Networks of the literature on pruning, MNIST: times fewer weights, and test error, as their authors give them.
 PUBLISHED = (
     ("Han et al. 2015", "lenet-300-100", 12, 0.0159),  # table 1
     ("Han et al. 2015", "lenet-5", 12, 0.0077),
-    ("Guo et al. 2016", "lenet-300-100", 56, 0.0199),  # table 1
+    ("Guo et al. 2016", "lenet-300-100", 56, 0.0199),
     ("Guo et al. 2016", "lenet-5", 108, 0.0091),
-    ("Molchanov et al. 2017 (SparseVD)", "lenet-300-100", 68, 0.0192),  # table 1
+    ("Molchanov et al. 2017 (SparseVD)", "lenet-300-100", 68, 0.0192),
     ("Molchanov et al. 2017 (SparseVD)", "lenet-5", 280, 0.0075),
 )
 
