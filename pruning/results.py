@@ -66,11 +66,15 @@ def records(study: str) -> list[dict]:
 
 
 def frame(found: Iterable[dict]) -> pd.DataFrame:
-    """One row a record with ``COLUMNS``, sorted by benchmark, requirement, method and seed."""
+    """One row a record with ``COLUMNS``, sorted by benchmark, requirement, method and seed.
+
+    A run that did not reach its requirement has density 1, also where its method had pruned before.
+    """
     rows = [record["run"] | record["result"] for record in found]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["iterations_unpruned"] = table["iterations_unpruned"].astype("Int64")
     table["effort"] = table["effort"].astype("float64")
+    table["density"] = table["density"].where(table["reached"].astype(bool), 1.0)
     return table.sort_values(KEYS, ignore_index=True)
 
 
