@@ -22,6 +22,8 @@ STORIES = {
     "2-significant-synapses": ["figure-1-iterative-pruning", "figure-3-benchmarks", "figure-4-significant-synapses"],
     "3-training-effort": ["figure-2-implementation", "figure-5-training-effort"],
 }
+if "adaptive" in STUDY.methods:
+    STORIES["5-prune-control"] = ["figure-6-frontier"]
 # Bytes and energy are made for a study once by `make savings`; from then on they belong to its graph.
 SAVINGS = [RESULTS / "storage.csv", RESULTS / "energy.csv"]
 if all(path.is_file() for path in SAVINGS):
@@ -136,6 +138,7 @@ for story, names in STORIES.items():
             RESULTS / "runs.csv",
             f"notebooks/{story}.ipynb",
             "pruning/figures.py",
+            "pruning/frontier.py" if story == "5-prune-control" else [],
             [*SAVINGS, "pruning/savings_figures.py"] if story in ("6-memory-and-energy", "7-deploy") else [],
         output: [path for path in PICTURES if path.stem in names]
         log: WORK / f"log-{story}.ipynb"

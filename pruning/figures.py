@@ -34,6 +34,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from pruning.claims import METHOD, REPORTED, REPORTED_REDUCTIONS, Claim, average, formatted, measured_on  # noqa: F401
 from pruning.files import write_whole
+from pruning.frontier import METHOD as OURS
+from pruning.frontier import pareto
 from pruning.networks import input_shape, layers
 from pruning.results import ROOT
 from pruning.study import BENCHMARKS
@@ -58,12 +60,13 @@ class Look:
     """How a method is drawn and named."""
 
     color: str
-    marker: str
+    marker: str | tuple
     hatch: str
     label: str
 
 
-# Okabe and Ito (2008), safe for the colour-blind, in the order in which methods stand in legends.
+# In the order in which methods stand in legends. The colours of the first are those of Okabe and Ito (2008), safe
+# for the colour-blind; there are no more of them, so the others are told apart by their markers first.
 LOOKS = {
     "unpruned": Look("#999999", "s", "", "unpruned"),
     "iterative": Look("#0072b2", "o", "", "iterative (the report's)"),
@@ -71,8 +74,26 @@ LOOKS = {
     "oneshot": Look("#009e73", "D", "...", "one-shot"),
     "random": Look("#cc79a7", "X", "xxx", "random"),
     "small": Look("#56b4e9", "v", "---", "small dense network"),
+    "adaptive": Look("#d55e00", "*", "\\\\\\", "adaptive (this study's)"),
+    "uniform": Look("#7a5195", "<", "|||", "uniform"),
+    "erk": Look("#9c755f", ">", "+++", "ERK"),
+    "lamp": Look("#4e79a7", "p", "x", "LAMP"),
+    "sensitivity": Look("#8cb369", "h", "|-", "sensitivity"),
+    "snip": Look("#2f4b7c", "P", "/-", "SNIP"),
+    "lottery": Look("#b5a200", "d", "//", "lottery ticket"),
+    "raterewind": Look("#5f9ea0", "H", "..", "rate rewinding"),
+    "rigl": Look("#a23b72", "8", "xx", "RigL"),
+    "movement": Look("#6a994e", (4, 1, 0), "+", "movement"),
+    "dsd": Look("#d4a5a5", (6, 1, 0), "||", "dense-sparse-dense"),
+    "surgery": Look("#3d405b", (3, 1, 0), "++", "network surgery"),
+    "biased": Look("#81a4cd", (3, 1, 180), "--", "biased decay"),
+    "adaptive-late": Look("#e89a5b", (4, 0, 0), "\\\\", "adaptive, no early pruning"),
+    "adaptive-unsteered": Look("#9a3d00", (5, 1, 36), "\\\\|", "adaptive, not steered"),
+    "adaptive-abrupt": Look("#f2c14e", (7, 1, 0), "\\\\-", "adaptive, descents in one step"),
+    "adaptive-final": Look("#c0705a", (8, 1, 0), "/", "adaptive, one trial"),
 }
-_SPARE_COLORS = tuple(seaborn.color_palette("colorblind").as_hex()[index] for index in (3, 9, 5, 8, 6))
+_SPARE_COLORS = tuple(seaborn.color_palette("colorblind").as_hex()[index] for index in (5, 8, 6))
+_NETWORKS = {"lenet-300-100": "LeNet-300-100", "lenet-5": "LeNet-5-Caffe"}
 _SPARE_MARKERS = ("v", "P", "<", ">", "p", "h", "*")
 _SPARE_HATCHES = ("\\\\\\", "+++", "ooo", "---", "|||", "OO", "**")
 
@@ -104,7 +125,8 @@ def benchmarks(table: pd.DataFrame) -> list[str]:
 
 def title(benchmark: str, titles: Mapping[str, str]) -> str:
     """A benchmark as figures name it: "CIFAR-10 (JPEG copy), 2 convolutions"."""
-    return f"{titles.get(benchmark, benchmark)}, {benchmark.rsplit('-', 1)[-1].removesuffix('c')} convolutions"
+    network = _NETWORKS.get(benchmark) or f"{benchmark.rsplit('-', 1)[-1].removesuffix('c')} convolutions"
+    return f"{titles.get(benchmark, benchmark)}, {network}"
 
 
 def spread(values: Iterable[float], form: str = "{:.1%}") -> str:
@@ -188,12 +210,20 @@ def learning_curve(record: dict) -> Figure:
         for iteration in rounds:
             axes.axvline(iteration, color=FAINT, linewidth=1, zorder=0.5)
     requirement, start, end = run["requirement"], result["iterations_unpruned"], result["iterations"]
+    # A method that prunes before the requirement is met leaves the training without pruning before its end.
+    apart = start is not None and any(left < 1 for at, left in zip(seen["iteration"], seen["density"]) if at <= start)
     above.plot(seen["iteration"], seen["accuracy"], color=color, marker=".", markersize=4, label="validation accuracy")
     above.axhline(requirement, color=INK, linestyle="--", linewidth=1.2, label=f"requirement: {_percent(requirement)}")
-    if start is not None:
+    if apart:
+        for axes in (above, below):
+            axes.axvline(start, color=INK, linestyle=":", linewidth=1.4, zorder=2)
+        above.plot([], [], color=INK, linestyle=":", linewidth=1.4,
+                   label=f"without pruning, first met here (iteration {start:,})")
+    elif start is not None:
         reached = float(np.interp(start, seen["iteration"], seen["accuracy"]))
         above.plot(start, reached, "o", color=INK, markerfacecolor="white", markersize=9, zorder=4,
                    label=f"requirement first met (iteration {start:,})")
+    if result["reached"] and start is not None:
         above.plot(end, result["validation_accuracy"], "*", color=INK, markersize=13, zorder=5,
                    label=f"delivered (iteration {end:,}, density {_percent(result['density'])})")
     if rounds:
@@ -211,8 +241,9 @@ def learning_curve(record: dict) -> Figure:
 
     # A density was in force from the evaluation before it up to the one that saw it.
     below.step([0, *seen["iteration"]], [1.0, *seen["density"]], where="pre", color=color)
-    if start is not None:
+    if start is not None and not apart:
         below.plot(start, 1.0, "o", color=INK, markerfacecolor="white", markersize=9, zorder=4)
+    if result["reached"] and start is not None:
         below.plot(end, result["density"], "*", color=INK, markersize=13, zorder=5)
     _density_axis(below, min(seen["density"]))
     below.set_ylabel("density\n(synapses left)")
@@ -231,11 +262,16 @@ def layer_densities(record: dict) -> Figure:
     parts = record["layers"]
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(parts)))
     lowest = 1.0
+    first = rounds[0]["iteration"] if rounds else 0
+    seen = record["trajectory"]
+    early = any(left < 1 for at, left in zip(seen["iteration"], seen["density"]) if at < first)
+    # Pruning before the requirement is met goes without rounds: of single layers nothing is known then.
+    begin = {} if early else {0: 1.0}
     for number, (part, color) in enumerate(zip(parts, colors)):
         # A layer without synapses has no place on a logarithmic axis: half a synapse stands for none.
         least = 0.5 / part["synapses"]
-        times = [0, *(step["iteration"] for step in rounds), result["iterations_spent"]]
-        values = [1.0, *(max(step["densities"][part["name"]], least) for step in rounds)]
+        times = [*begin, *(step["iteration"] for step in rounds), result["iterations_spent"]]
+        values = [*begin.values(), *(max(step["densities"][part["name"]], least) for step in rounds)]
         values.append(values[-1])
         lowest = min(lowest, *values)
         final = part["significant"] / part["synapses"]
@@ -377,6 +413,95 @@ def training_effort(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     figure.legend(handles, names, loc="outside lower center", ncols=3, handlelength=3.6, handler_map=side_by_side)
     _caption(figure, table, "bars and large points: ")
     return figure
+
+
+@_styled
+def frontier(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """The frontier: training effort against significant synapses, a panel for each benchmark and requirement.
+
+    Left and below is better. A method's place is its mean, its cross reaches from the smallest to the
+    largest seed; the line joins the methods that no other beats in both (Pareto front), unpruned
+    training included. A method is hollow where some of its runs did not reach the requirement: they
+    count with all synapses and have no effort, and the method is not part of the front. One that
+    never reached it is named in the panel.
+    """
+    table = table.assign(density=table["density"].where(table["reached"], 1.0))
+    methods, names = ordered(table["method"]), benchmarks(table)
+    asked = {name: sorted(part["requirement"].unique()) for name, part in _by_benchmark(table)}
+    rows, columns = max(map(len, asked.values())), len(names)
+    legend = max(columns, 3)
+    size = (max(3.4 * columns + 0.5, 8), max(2.6 * rows, 4.4) + 0.22 * -(-len(methods) // legend) + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex="col", sharey="row")
+    seen = [[] for _ in range(rows)]
+    for column, (name, part) in enumerate(_by_benchmark(table)):
+        first = rows - len(asked[name])  # the highest requirements stand side by side
+        for axes in grid[:first, column]:
+            axes.set_axis_off()
+        for row, requirement in enumerate(asked[name], start=first):
+            axes, runs = grid[row, column], part[part["requirement"] == requirement]
+            _frontier(axes, runs)
+            head = f"{title(name, titles)}\n" if row == first else ""
+            axes.set_title(f"{head}at {_percent(requirement)}", fontsize=10)
+            seen[row] += runs["effort"].dropna().tolist()
+        _share_axis(grid[-1, column], part["density"])
+        grid[-1, column].set_xlabel("significant synapses (of all, log scale)")
+    for line, efforts in zip(grid, seen):
+        line[0].set_ylabel("training effort\n(ratio, log scale)")
+        _ratio_axis(line[0], efforts)
+    handles = [_handle(method) for method in methods]
+    handles.append(Line2D([], [], color=INK, linewidth=1.1, linestyle=(0, (4, 2)), label="Pareto front of the means"))
+    if not table["reached"].all():
+        handles.append(Line2D([], [], color=SOFT, marker="o", markerfacecolor="white", linestyle="",
+                              label="hollow: not all runs reached it"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=legend)
+    _counted(figure, table.groupby(["benchmark", "requirement", "method"]).size(), "points: ", "crosses")
+    return figure
+
+
+def _frontier(axes, part: pd.DataFrame) -> None:
+    points = part.groupby("method")[["density", "effort"]].mean()
+    front = pareto(points[part.groupby("method")["reached"].all()])
+    for method in ordered(part["method"]):
+        runs, drawn = part[part["method"] == method], look(method)
+        x, y = points.loc[method]
+        if np.isnan(y):
+            continue
+        axes.errorbar(x, y, _range(runs["effort"]), _range(runs["density"]), color=drawn.color, linewidth=1, alpha=0.6, zorder=2)
+        axes.plot(x, y, marker=drawn.marker, linestyle="", color=drawn.color, markersize=9, zorder=5 if method == OURS else 4,
+                  markerfacecolor=drawn.color if runs["reached"].all() else "white", markeredgewidth=1.1)
+    if len(front):
+        across, up = front["density"].to_numpy(), front["effort"].to_numpy()
+        axes.step([across[0], *across, 1.0], [points["effort"].max(), *up, up[-1]], where="post", color=INK,
+                  linewidth=1.1, linestyle=(0, (4, 2)), zorder=3)
+    never = [look(method).label for method in ordered(points.index[points["effort"].isna()])]
+    if never:
+        text = "never reached: " + ", ".join(never)
+        axes.text(0.98, 0.97, textwrap.fill(text, 40), transform=axes.transAxes, ha="right", va="top", fontsize=8)
+    axes.grid(axis="x", visible=True)
+
+
+def _share_axis(axes, values: pd.Series) -> None:
+    axes.set_xscale("log")
+    least, most = 0.75 * values.min(), min(1.3 * values.max(), 1.3)
+    bases = (1, 1.5, 2, 3, 4, 5, 7) if most / least < 10 else (1, 2, 5)
+    steps = [base * 10.0**power for power in range(-5, 1) for base in bases]
+    shown = [step for step in steps if least <= step <= min(most, 1)]
+    if most / least > 100:
+        shown = [10.0**power for power in range(-5, 1) if 10.0**power >= least]
+    axes.set_xticks(shown)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+    axes.set_xlim(least, most)
+
+
+def _ratio_axis(axes, values: list[float]) -> None:
+    axes.set_yscale("log")
+    least, most = 0.8 * min(1.0, *values), 1.25 * max(2.0, *values)
+    axes.set_yticks([step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if least <= step <= most])
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.set_ylim(least, most)
 
 
 @_styled
@@ -552,13 +677,18 @@ def _offset(method: str, methods: list[str]) -> float:
 
 def _points(axes, place: float, values: pd.Series, reached: pd.Series, drawn: Look) -> None:
     mean = values.mean()
-    spread = [[mean - values.min()], [values.max() - mean]]
-    axes.errorbar(place, mean, spread, color=drawn.color, capsize=3, linewidth=1.6)
-    axes.plot(place, mean, drawn.marker, color=drawn.color, markersize=8, zorder=4,
+    axes.errorbar(place, mean, _range(values), color=drawn.color, capsize=3, linewidth=1.6)
+    axes.plot(place, mean, marker=drawn.marker, linestyle="", color=drawn.color, markersize=8, zorder=4,
               markerfacecolor=drawn.color if reached.all() else "white", markeredgewidth=1.4)
     for value, met in zip(values, reached):
-        axes.plot(place, value, drawn.marker, color=drawn.color, markersize=3.5, zorder=3, alpha=0.7,
-                  markerfacecolor=drawn.color if met else "white")
+        axes.plot(place, value, marker=drawn.marker, linestyle="", color=drawn.color, markersize=3.5, zorder=3,
+                  alpha=0.7, markerfacecolor=drawn.color if met else "white")
+
+
+def _range(values: pd.Series) -> list[list[float]]:
+    """From the mean down to the smallest and up to the largest, as error bars want it; never below zero by rounding."""
+    mean = values.mean()
+    return [[max(mean - values.min(), 0.0)], [max(values.max() - mean, 0.0)]]
 
 
 def _bar(axes, place: float, width: float, runs: pd.DataFrame, drawn: Look) -> None:
@@ -567,7 +697,7 @@ def _bar(axes, place: float, width: float, runs: pd.DataFrame, drawn: Look) -> N
     colors = {"facecolor": "white", "edgecolor": drawn.color, "linestyle": "--"} if missed else {
         "facecolor": drawn.color, "edgecolor": "white"}
     axes.bar(place, mean, width, hatch=drawn.hatch, linewidth=1.2 if missed else 0.6, **colors)
-    axes.errorbar(place, mean, [[mean - values.min()], [values.max() - mean]], color=INK, capsize=2.5, linewidth=1.2)
+    axes.errorbar(place, mean, _range(values), color=INK, capsize=2.5, linewidth=1.2)
     axes.annotate(missed, (place, values.max()), xytext=(0, 4), textcoords="offset points",
                   ha="center", va="bottom", fontsize=8, rotation=90, fontweight="bold")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pruning import claims
+from pruning import claims, frontier
 from pruning.files import DamagedFile, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,11 +66,15 @@ def records(study: str) -> list[dict]:
 
 
 def frame(found: Iterable[dict]) -> pd.DataFrame:
-    """One row a record with ``COLUMNS``, sorted by benchmark, requirement, method and seed."""
+    """One row a record with ``COLUMNS``, sorted by benchmark, requirement, method and seed.
+
+    A run that did not reach its requirement has density 1, also where its method had pruned before.
+    """
     rows = [record["run"] | record["result"] for record in found]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["iterations_unpruned"] = table["iterations_unpruned"].astype("Int64")
     table["effort"] = table["effort"].astype("float64")
+    table["density"] = table["density"].where(table["reached"].astype(bool), 1.0)
     return table.sort_values(KEYS, ignore_index=True)
 
 
@@ -158,10 +162,13 @@ def speedup(table: pd.DataFrame) -> pd.Series:
 def readme(text: str, found: list[dict], methods: Iterable[str]) -> str:
     """``text`` with what stands between each pair of marks, as ``<!-- table -->`` and ``<!-- /table -->``, made anew.
 
-    The marks are ``table``, ``saved`` and ``claims``; ``DamagedFile`` names a pair that is not there once.
+    The marks are ``table``, ``saved``, ``claims`` and ``targets``; ``DamagedFile`` names a pair that is not there once.
     """
     table, named = frame(found), titles(found)
-    made = {"table": markdown(table, named, methods), "saved": saved(table, named), "claims": claims.markdown(table, named)}
+    made = {
+        "table": markdown(table, named, methods), "saved": saved(table, named),
+        "claims": claims.markdown(table, named), "targets": frontier.markdown(table, found),
+    }
     for name, content in made.items():
         text = between(text, name, content)
     return text

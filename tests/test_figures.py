@@ -11,6 +11,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from pruning import figures, study
+from pruning.control import METHODS
 from pruning.progress import progress
 from pruning.results import frame, records, titles
 
@@ -130,6 +131,29 @@ def test_what_a_figure_must_say_it_says(found):
     assert "mean; error bars: smallest to largest of 1 to 2 seeds" in texts(figures.significant_synapses(table, {}))
     mnist = table.assign(benchmark="mnist-2c", requirement=0.99)
     assert "the report: about 40 %" in texts(figures.significant_synapses(mnist, {"mnist-2c": "MNIST"}))
+
+
+def test_a_run_that_was_pruned_early_does_not_say_where_it_first_met_the_requirement(found):
+    record = {record["run"]["name"]: record for record in found}["digits-2c-0.4-iterative-0"]
+    plain = texts(figures.learning_curve(record))
+    assert "requirement first met (iteration" in plain and "without pruning" not in plain
+    seen = record["trajectory"]
+    early = record | {"trajectory": seen | {"density": [min(left, 0.9) for left in seen["density"]]}}
+    shown = texts(figures.learning_curve(early))
+    assert "without pruning, first met here (iteration" in shown and "requirement first met" not in shown
+    for one, starts in ((record, True), (early, False)):
+        lines = figures.layer_densities(one).axes[0].lines
+        assert all((line.get_xdata()[0] == 0) == starts for line in lines if line.get_drawstyle() == "steps-post")
+
+
+def test_networks_that_are_not_the_reports_have_their_names():
+    assert figures.title("lenet-5", {"lenet-5": "MNIST"}) == "MNIST, LeNet-5-Caffe"
+    assert figures.title("lenet-300-100", {}) == "lenet-300-100, LeNet-300-100"
+    assert figures.title("mnist-3c", {"mnist-3c": "MNIST"}) == "MNIST, 3 convolutions"
+
+
+def test_every_method_has_a_look_of_its_own():
+    assert set(METHODS) <= set(figures.LOOKS)
 
 
 def test_the_benchmarks_table_holds_every_layer(found):

@@ -51,6 +51,11 @@ def test_a_run_that_was_not_reached_stays_in_the_table(some):
     assert table["iterations_unpruned"].dtype == "Int64"
 
 
+def test_a_run_that_pruned_early_and_was_not_reached_counts_with_all_synapses():
+    table = results.frame([made(seed=0, **MISSED | {"density": 0.4, "significant": 17676}), made(seed=1)])
+    assert list(table["density"]) == [1, 1000 / 44190] and list(table["significant"]) == [17676, 1000]
+
+
 def test_the_written_table_reads_back_exactly_and_is_the_same_file_again(some, tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
     path = results.write_table("some", some)

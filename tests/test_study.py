@@ -17,6 +17,7 @@ from pruning.control import METHODS, Restart
 from pruning.dynamics import Bias, Descend, Regrow, Splice, Trace
 from pruning.files import DamagedFile, load_state, locked, save_state, set_aside, write_whole
 from pruning.masks import density, masked_layers
+from pruning.networks import layers
 from pruning.results import (
     COLUMNS,
     digest,
@@ -137,13 +138,30 @@ def retrained(run):
 
 
 def test_the_committed_studies_load():
-    assert set(study.names()) >= {"digits", "report"}
+    assert set(study.names()) >= {"digits", "report", "methods", "lenet"}
     report, digits = load("report"), load("digits")
     assert report.benchmarks[:2] == ("mnist-2c", "mnist-3c") and report.requirements["mnist-2c"] == (0.97, 0.98, 0.99)
-    assert len({run.name for run in report.runs}) == len(report.benchmarks) * 3 * 5 * 5
+    assert len({run.name for run in report.runs}) == len(report.benchmarks) * 3 * len(report.methods) * 5
     assert set(digits.methods) == {"unpruned", "iterative", "oneshot", "gradual", "random"} <= set(METHODS)
     assert digits.settings["digits-3c"].batch == 32 and load(ROOT / "studies" / "digits.yaml") == digits
     assert BENCHMARKS["cifar10-3c"] == ("cifar10", "3x32x32-6c3-16c3-36c4-240-120-84-10")
+
+
+def test_the_study_of_methods_goes_with_the_reports():
+    report, methods, lenet = load("report"), load("methods"), load("lenet")
+    both = set(report.methods) | set(methods.methods)
+    assert both == set(METHODS) and set(report.methods) & set(methods.methods) == {"unpruned"}
+    assert methods.settings["mnist-2c"] == report.settings["mnist-2c"] and methods.seeds == report.seeds
+    assert set(methods.requirements["mnist-2c"]) <= set(report.requirements["mnist-2c"])
+    assert set(lenet.settings.values()) == {report.settings["mnist-2c"]}
+    synapses = {name: sum(layer.synapses for layer in layers(BENCHMARKS[name][1])) for name in lenet.benchmarks}
+    assert synapses == {"lenet-300-100": 266_200, "lenet-5": 430_500}
+
+
+def test_a_benchmarks_study_is_the_largest_that_has_it():
+    found = {name: study.find(name).name for name in ("mnist-2c", "digits-3c", "cifar10-3c", "lenet-5")}
+    assert found == {"mnist-2c": "report", "digits-3c": "digits", "cifar10-3c": "report", "lenet-5": "lenet"}
+    assert study.find("mnist-2c", "methods").name == "methods"
 
 
 @pytest.mark.parametrize(("change", "said"), [
@@ -303,7 +321,7 @@ def test_the_table_for_the_readme(tiny):
         result["effort"] = 3.0 if seed < 2 else None
         write_record(folder("tiny") / "runs" / f"{seed}.json", record | {
             "run": record["run"] | {"benchmark": "mnist-2c", "requirement": 0.985, "seed": seed}, "result": result})
-    others = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in ("claims", "saved"))
+    others = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in ("claims", "saved", "targets"))
     text = f"before\n<!-- table -->\nold\n<!-- /table -->\nafter\n{others}"
     made = readme(text, records("tiny"), ["unpruned", "random"])
     result = record["result"]

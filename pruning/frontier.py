@@ -1,0 +1,253 @@
+"""What the study's own prune control is worth: beside every other method, and against its targets.
+
+    rows = compared(table)              # density, effort, test accuracy, and in how many seeds it wins
+    for target in targets(table, found):
+        print(target.what, target.goal, target.measured, target.verdict)
+
+Runs of one seed share their images and first weights, so methods are compared seed by seed. A run
+that did not meet its requirement counts with density 1 and has no effort.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from pruning.claims import BENCHMARKS, REPORTED_REDUCTIONS, formatted, percent
+
+METHOD = "adaptive"  # the study's own; its ablations are named after it
+BEST = "best other"
+SETTING = ["benchmark", "requirement"]
+SEEDS = 5  # so many a target needs
+REPORTED_DENSITY = 1 - REPORTED_REDUCTIONS[2]  # what the report leaves, on average
+
+REACHED, MISSED, OPEN, UNKNOWN = "reached", "not reached", "open", "not measured"
+
+# Networks of the literature on pruning, MNIST: times fewer weights, and test error, as their authors give them.
+PUBLISHED = (
+    ("Han et al. 2015", "lenet-300-100", 12, 0.0159),  # table 1
+    ("Han et al. 2015", "lenet-5", 12, 0.0077),
+    ("Guo et al. 2016", "lenet-300-100", 56, 0.0199),
+    ("Guo et al. 2016", "lenet-5", 108, 0.0091),
+    ("Molchanov et al. 2017 (SparseVD)", "lenet-300-100", 68, 0.0192),
+    ("Molchanov et al. 2017 (SparseVD)", "lenet-5", 280, 0.0075),
+)
+
+
+def other(method: str) -> bool:
+    """Whether a method is another one that prunes: not ours, and not an ablation of ours."""
+    return method not in (METHOD, "unpruned") and not method.startswith(f"{METHOD}-")
+
+
+def compared(table: pd.DataFrame) -> pd.DataFrame:
+    """Every pruning method beside ``METHOD``: a row a benchmark, requirement and method.
+
+    Columns: ``runs``, ``reached``; ``density``, ``effort`` (of those that reached it),
+    ``test_accuracy``, each with its standard deviation over seeds as ``..._sd``; ``wins``, ``ties``
+    and ``pairs``: seeds in which ``METHOD`` left fewer synapses than this method, as many, and all
+    that both have. The method ``BEST`` is at each seed the sparsest of the others.
+    """
+    pruned = table[table["method"] != "unpruned"]
+    pruned = pruned.assign(density=pruned["density"].where(pruned["reached"], 1.0))
+    others = pruned[pruned["method"].map(other).astype(bool)].sort_values([*SETTING, "seed", "density", "method"])
+    pruned = pd.concat([pruned, others.drop_duplicates([*SETTING, "seed"]).assign(method=BEST)])
+    values = {"density": "density", "effort": "effort", "test_accuracy": "test_accuracy"}
+    columns = {"runs": ("seed", "size"), "reached": ("reached", "sum")}
+    for name in values:
+        columns |= {name: (name, "mean"), f"{name}_sd": (name, "std")}
+    own = pruned[pruned["method"] == METHOD].set_index([*SETTING, "seed"])["density"].rename("own")
+    paired = pruned[pruned["method"] != METHOD].join(own, on=[*SETTING, "seed"])
+    paired = paired.assign(
+        wins=paired["own"] < paired["density"], ties=paired["own"] == paired["density"], pairs=paired["own"].notna()
+    )
+    groups = [*SETTING, "method"]
+    counts = paired.groupby(groups)[["wins", "ties", "pairs"]].sum()
+    return pruned.groupby(groups).agg(**columns).join(counts.astype("Int64")).reset_index()
+
+
+def worded(rows: pd.DataFrame) -> pd.DataFrame:
+    """``compared`` in words, the sparsest first: mean ± standard deviation, and wins of the seeds."""
+    rows = rows.sort_values([*SETTING, "density", "method"])
+
+    def spread(name: str, form: str, scale: float, unit: str) -> list[str]:
+        pairs = zip(scale * rows[name], scale * rows[f"{name}_sd"])
+        return ["–" if math.isnan(mean) else f"{mean:{form}}" + ("" if math.isnan(sd) else f" ± {sd:{form}}") + unit
+                for mean, sd in pairs]
+
+    wins = [
+        "–" if pd.isna(row.pairs) or not row.pairs
+        else f"{row.wins} of {row.pairs}" + (f", {row.ties} tied" if row.ties else "")
+        for row in rows.itertuples()
+    ]
+    return pd.DataFrame({
+        "benchmark": rows["benchmark"], "requirement": [percent(value) for value in rows["requirement"]],
+        "method": rows["method"], "met": [f"{row.reached} of {row.runs}" for row in rows.itertuples()],
+        "significant": spread("density", ".2f", 100, " %"), "effort": spread("effort", ".2f", 1, "×"),
+        "test accuracy": spread("test_accuracy", ".2f", 100, " %"), f"{METHOD} wins": wins,
+    }).reset_index(drop=True)
+
+
+def joined(table: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
+    """``table`` with the rows of another study for the same benchmarks and requirements, none twice."""
+    keys = [*SETTING, "method", "seed"]
+    here = set(table[SETTING].itertuples(index=False, name=None))
+    same = [place in here for place in more[SETTING].itertuples(index=False, name=None)]
+    parts = [part for part in (table, more[same]) if len(part)]
+    return pd.concat(parts, ignore_index=True).drop_duplicates(keys) if parts else table
+
+
+def pareto(points: pd.DataFrame) -> pd.DataFrame:
+    """The rows that no other beats in ``density`` and ``effort`` together, by rising density."""
+    rows = points.dropna(subset=["density", "effort"]).sort_values(["density", "effort"])
+    effort = rows["effort"].astype(float)
+    return rows[effort < effort.cummin().shift(fill_value=math.inf)]
+
+
+def first_as_sparse(record: Mapping, density: float = REPORTED_DENSITY) -> float | None:
+    """Effort at which a run first had a model of at most ``density`` that met the requirement.
+
+    From the record's trajectory, which is thinned in long runs: then an upper bound. None where there
+    was no such model, or where the requirement is never met without pruning.
+    """
+    seen, unpruned = record["trajectory"], record["result"]["iterations_unpruned"]
+    for iteration, accuracy, left in zip(seen["iteration"], seen["accuracy"], seen["density"]):
+        if left <= density and accuracy >= record["run"]["requirement"]:
+            return iteration / unpruned if unpruned else None
+    return None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A number that ``METHOD`` is to reach in the mean over ``SEEDS`` seeds, and what became of it.
+
+    ``kind`` is the unit as in ``claims``, or ``count``. ``values`` holds one number a seed;
+    ``missed`` counts runs that have none because they did not get there, ``missing`` names what has
+    no records yet.
+    """
+
+    what: str
+    bound: float
+    kind: str
+    least: bool = False
+    values: tuple[float, ...] = ()
+    missed: int = 0
+    missing: tuple[str, ...] = ()
+
+    @property
+    def goal(self) -> str:
+        """The bound in words: at most 4 %."""
+        worded = {"percent": percent(self.bound), "factor": f"{self.bound:g}×"}.get(self.kind, f"{self.bound:,}")
+        return f"at {'least' if self.least else 'most'} {worded}"
+
+    @property
+    def mean(self) -> float | None:
+        """Arithmetic mean over the seeds, None where there is no value."""
+        return sum(self.values) / len(self.values) if self.values else None
+
+    @property
+    def measured(self) -> str:
+        """Mean (smallest to largest), and what is missing."""
+        notes = []
+        if self.missed:
+            notes.append(f"{self.missed} did not get there")
+        if self.missing:
+            notes.append(f"no records of {', '.join(self.missing)}")
+        if not self.values:
+            return "; ".join(notes) or "no records"
+        form = {"count": lambda value, _: f"{value:,.0f}"}.get(self.kind, formatted)
+        mean, *ends = (form(value, self.kind) for value in (self.mean, min(self.values), max(self.values)))
+        return "; ".join([f"{mean} ({ends[0]} to {ends[1]}, {len(self.values)} seeds)", *notes])
+
+    @property
+    def verdict(self) -> str:
+        """``reached``, ``not reached``, ``open`` while records are missing, ``not measured`` without any."""
+        if not self.values and not self.missed:
+            return UNKNOWN
+        if self.missing or len(self.values) + self.missed < SEEDS:
+            return OPEN
+        within = self.values and (self.mean >= self.bound if self.least else self.mean <= self.bound)
+        return REACHED if within and not self.missed else MISSED
+
+
+def targets(table: pd.DataFrame, found: Iterable[Mapping]) -> tuple[Target, ...]:
+    """All targets, judged by a study's table and the records it was made of."""
+    own = table[table["method"] == METHOD]
+    records = {_place(record["run"]): record for record in found if record["run"]["method"] == METHOD}
+    sparse = [first_as_sparse(records[_place(row)]) for row in own.to_dict("records")]
+    own = own.assign(
+        density=own["density"].where(own["reached"], 1.0), effort=own["effort"].where(own["reached"]),
+        reduction=1 - own["density"].where(own["reached"], 1.0), sparse=pd.array(sparse, dtype="Float64"),
+    )
+    asked = set(table[table["benchmark"].isin(BENCHMARKS)][SETTING].itertuples(index=False, name=None))
+    absent = tuple(name for name in BENCHMARKS if name not in set(own["benchmark"]))
+    lacking = sorted(asked - set(own[SETTING].itertuples(index=False, name=None)))
+    missing = absent + tuple(f"{name} at {percent(value)}" for name, value in lacking if name not in absent)
+    found = []
+    for benchmark, bound in (("mnist-2c", 0.04), ("mnist-3c", 0.02)):
+        here = own.query("benchmark == @benchmark and requirement == 0.99")
+        what = f"{benchmark} at 99 %"
+        gap = () if len(here) else (what,)
+        found.append(_target(here, "density", f"{what}: significant synapses", bound, "percent", gap))
+        found.append(_target(here, "effort", f"{what}: training effort", 2, "factor", gap))
+    every = own[own["benchmark"].isin(BENCHMARKS)]
+    mean = "all benchmarks and requirements, on average"
+    found.append(_target(every, "reduction", f"{mean}: synapses removed", 0.96, "percent", missing, least=True))
+    found.append(_target(every, "effort", f"{mean}: training effort", 2, "factor", missing))
+    as_sparse = f"{mean}: effort to the first network as sparse as the report's ({percent(REPORTED_REDUCTIONS[2])} removed)"
+    found.append(_target(every, "sparse", as_sparse, 1, "factor", missing))
+    return (*found, _smallest(own))
+
+
+def _target(
+    rows: pd.DataFrame, name: str, what: str, bound: float, kind: str, missing: tuple[str, ...], least: bool = False
+) -> Target:
+    settings = rows[SETTING].drop_duplicates().shape[0]
+    whole = rows.groupby("seed").filter(lambda part: len(part) == settings)
+    means = whole.groupby("seed")[name].mean().dropna()
+    values = tuple(float(value) for value in means)
+    return Target(what, bound, kind, least, values, int(whole[name].isna().sum()), missing)
+
+
+def _smallest(own: pd.DataFrame) -> Target:
+    """The fewest weights of a seed's MNIST networks that classify 99 % of the test images."""
+    here = own[own["benchmark"].isin(["mnist-2c", "mnist-3c"])]
+    good = here[here["reached"] & (here["test_accuracy"] >= 0.99)]
+    least = good.groupby("seed")["significant"].min()
+    missing = tuple(name for name in ("mnist-2c", "mnist-3c") if name not in set(here["benchmark"]))
+    return Target(
+        "mnist-2c or mnist-3c: weights of the smallest network with a test accuracy of 99 %", 1000, "count",
+        values=tuple(float(value) for value in least), missed=here["seed"].nunique() - len(least), missing=missing,
+    )
+
+
+def _place(run: Mapping) -> tuple:
+    return tuple(run[name] for name in (*SETTING, "seed"))
+
+
+def markdown(table: pd.DataFrame, found: Iterable[Mapping]) -> str:
+    """The README's table of targets."""
+    lines = ["| | target | measured | verdict |", "|---|---|---|---|"]
+    for target in targets(table, found):
+        lines.append(f"| {target.what} | {target.goal} | {target.measured} | **{target.verdict}** |")
+    return "\n".join(lines)
+
+
+def beside_published(table: pd.DataFrame) -> pd.DataFrame:
+    """The networks of ``PUBLISHED`` and ours of the same shape: compression ratio and test error.
+
+    Ours come as mean ± standard deviation over seeds; a run that did not meet its requirement is not left out.
+    """
+    rows = [
+        {"network": network, "from": source, "compression": f"{ratio}×", "test error": f"{100 * error:.2f} %"}
+        for source, network, ratio, error in PUBLISHED
+    ]
+    networks = {network for _, network, _, _ in PUBLISHED}
+    for (network, method), runs in table[table["benchmark"].isin(networks)].groupby(["benchmark", "method"]):
+        ratios, errors = runs["synapses"] / runs["significant"], 100 * (1 - runs["test_accuracy"])
+        cells = [f"{values.mean():{form}}" + (f" ± {values.std():{form}}" if len(runs) > 1 else "") + unit
+                 for values, form, unit in ((ratios, ".1f", "×"), (errors, ".2f", " %"))]
+        rows.append({"network": network, "from": f"here: {method}", "compression": cells[0], "test error": cells[1]})
+    return pd.DataFrame(rows).sort_values("network", kind="stable", ignore_index=True)
