@@ -87,7 +87,7 @@ LOOKS = {
     "dsd": Look("#d4a5a5", (6, 1, 0), "||", "dense-sparse-dense"),
     "surgery": Look("#3d405b", (3, 1, 0), "++", "network surgery"),
     "biased": Look("#81a4cd", (3, 1, 180), "--", "biased decay"),
-    "adaptive-late": Look("#e89a5b", (4, 0, 0), "\\\\", "adaptive, no early pruning"),
+    "adaptive-early": Look("#e89a5b", (4, 0, 0), "\\\\", "adaptive, early pruning"),
     "adaptive-unsteered": Look("#9a3d00", (5, 1, 36), "\\\\|", "adaptive, not steered"),
     "adaptive-abrupt": Look("#f2c14e", (7, 1, 0), "\\\\-", "adaptive, descents in one step"),
     "adaptive-final": Look("#c0705a", (8, 1, 0), "/", "adaptive, one trial"),
