@@ -392,7 +392,8 @@ def _record(
     parts = [
         {
             "name": layer.name, "kind": layer.kind, "shape": list(layer.shape), "synapses": layer.synapses,
-            "significant": found[layer.name].significant, "biases": layer.biases, "positions": layer.positions,
+            # What never met the requirement shows no synapse to be dispensable, even if it was pruned early.
+            "significant": found[layer.name].significant if best else layer.synapses, "biases": layer.biases, "positions": layer.positions,
         }
         | ({"mask": _packed(found[layer.name].mask)} if layer.synapses <= MASK_LIMIT else {})
         for layer in table
