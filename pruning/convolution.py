@@ -47,10 +47,10 @@ def run(model: nn.Module, images: Tensor) -> Tensor:
     padding, few channels), perhaps ``MaxPool2d(2)``, ``ReLU``; gradients reach the parameters, not the images.
     """
     fits = images.device.type == "cpu" and images.dtype == torch.float32 and not images.requires_grad and len(images)
-    if not fits or not suits(model):
-        return model(images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images)
-    parts = list(model)
+    parts = list(model) if fits and isinstance(model, nn.Sequential) else []
     stages, used = _stages(parts)
+    if not _all(stages, parts[used:]):
+        return model(images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images)
     blocks = _packed(images)
     for layer, pooled in stages:
         masked = isinstance(layer, MaskedConv2d)
@@ -69,8 +69,12 @@ def suits(model: nn.Module) -> bool:
     """Whether the kernel does the model's convolutions here: all of them, or none."""
     parts = list(model) if isinstance(model, nn.Sequential) else []
     stages, used = _stages(parts)
-    rest = [module for part in parts[used:] for module in part.modules()]
-    return bool(stages) and not any(isinstance(module, nn.Conv2d) for module in rest) and available()
+    return _all(stages, parts[used:])
+
+
+def _all(stages: list, rest: list[nn.Module]) -> bool:
+    more = (module for part in rest for module in (part.modules() if part._modules else (part,)))
+    return bool(stages) and not any(isinstance(module, nn.Conv2d) for module in more) and available()
 
 
 def available() -> bool:
