@@ -85,8 +85,6 @@ class Method:
             raise ValueError("rewind, restart and redense need a schedule that is paced by rounds")
         if (self.schedule.paced == "descents") != isinstance(self.watch, Descend):
             raise ValueError("the schedule Descent needs the watch Descend, and no other schedule does")
-        if self.watch == Descend() and self.schedule.early_final < 1:
-            raise ValueError("a schedule that prunes before the requirement is met needs the watch Descend(early=True)")
         if self.rewind and self.restart:
             raise ValueError("a method has rewind or restart, not both")
 
@@ -95,10 +93,14 @@ class Method:
         """Whether synapses are pruned before the requirement was met: then its training tells nothing of an unpruned one."""
         return self.schedule.paced == "descents" and self.schedule.early_final < 1
 
+    @property
+    def watches_all(self) -> bool:
+        """Whether ``watch`` is asked from the first iteration on, not only once the requirement was met."""
+        return self.watch is not None and (self.watch.early or self.early)
+
 
 def _adaptive(**changes) -> Method:
-    schedule = Descent(**changes)
-    return Method(saliency.magnitude, saliency.across, schedule, watch=Descend(early=schedule.early_final < 1))
+    return Method(saliency.magnitude, saliency.across, Descent(**changes), watch=Descend())
 
 
 METHODS: Mapping[str, Method | None] = {
@@ -250,21 +252,21 @@ class PruneControl:
         """Whether ``observe`` is to be called at this iteration."""
         if self.method is None:
             return False
-        watch = self.method.watch
-        return (watch is not None and (watch.early or self.start is not None)) or self._early_missing
+        asked = self.method.watches_all or (self.method.watch is not None and self.start is not None)
+        return asked or self._early_missing
 
     @property
     def watches_early(self) -> bool:
         """Whether the method sees iterations before the start, which then cannot be skipped."""
         method = self.method
-        return method is not None and ((method.watch is not None and method.watch.early) or bool(self._rewound))
+        return method is not None and (method.watches_all or bool(self._rewound))
 
     def observe(self, iteration: int) -> None:
         """Do what the method does at every iteration, the gradients of ``iteration`` at hand."""
         if self._early_missing and iteration == self._rewound + 1:
             self.early = copy.deepcopy(self._snapshot())
         watch = self.method.watch
-        if watch is not None and (watch.early or self.start is not None):
+        if watch is not None and (self.method.watches_all or self.start is not None):
             watch.step(self, iteration)
             for layer in self.layers.values():
                 layer.dense_grad = None
@@ -539,7 +541,7 @@ class PruneControl:
 
         What is off is zero in the weights and in the optimizer's momentum, unless it goes on learning.
         """
-        hidden = isinstance(self.method.watch, Splice)
+        hidden = self.method is not None and isinstance(self.method.watch, Splice)
         for layer in (self.layers[name], self._averages.get(name)):
             if layer is not None and hidden:
                 layer.mask.copy_(keep)

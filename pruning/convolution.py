@@ -1,6 +1,6 @@
 """Convolutions that skip what is pruned: a small C kernel, compiled on first use.
 
-    logits = run(model, images)     # what model(images) gives, within rounding, in a third of the time or less
+    logits = run(model, images)     # what model(images) gives, within rounding, sooner the more is pruned
 
 On the CPU PyTorch's convolutions reach a small share of the machine's arithmetic at 6 to 36
 channels, and compute pruned synapses like any other. ``convolution.c`` puts sixteen images into
@@ -57,7 +57,7 @@ def run(model: nn.Module, images: Tensor) -> Tensor:
         weight = layer.effective_weight() if masked else layer.weight
         if blocks.shape[1] != weight.shape[1] or min(blocks.shape[2:4]) < weight.shape[2] + pooled:
             return model(images)  # which says what does not fit
-        mask = layer.mask if masked and not getattr(layer, "dense_gradient", False) else None
+        mask = layer.mask if masked and not layer.dense_gradient else None
         blocks = _Convolution.apply(blocks, weight, layer.bias, mask, pooled, torch.is_grad_enabled())
     found = blocks.permute(0, 4, 1, 2, 3).reshape(-1, *blocks.shape[1:4])[: len(images)]
     for part in parts[used:]:
@@ -125,7 +125,8 @@ def _plain(layer: nn.Module) -> bool:
     return (
         type(layer) in (nn.Conv2d, MaskedConv2d)
         and layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu"
-        and layer.in_channels * layer.out_channels <= CONNECTIONS and layer.kernel_size[0] == layer.kernel_size[1] and layer.bias is not None
+        and layer.in_channels * layer.out_channels <= CONNECTIONS
+        and layer.kernel_size[0] == layer.kernel_size[1] and layer.bias is not None
         and (layer.stride, layer.padding, layer.dilation, layer.groups) == ((1, 1), (0, 0), (1, 1), 1)
     )
 

@@ -143,12 +143,9 @@ class Bias:
 
 @dataclass(frozen=True)
 class Descend:
-    """Prunes in small steps while a descent is under way, with ``early`` before the requirement was met too.
+    """Prunes in small steps, as far as the method's schedule, a ``schedule.Descent``, says at an iteration."""
 
-    How far is said by the method's schedule, a ``schedule.Descent``.
-    """
-
-    early: bool = False
+    early: ClassVar[bool] = False
     dense: ClassVar[bool] = False
 
     @torch.no_grad()

@@ -15,7 +15,6 @@ initialisation with the study's recipe until the requirement is met. All iterati
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import sys
 from collections.abc import Iterator
@@ -25,14 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.control import PruneControl
 from pruning.datasets import DataError, Dataset, load
 from pruning.masks import _Masked
 from pruning.networks import layers as network_layers
 from pruning.networks import lenet
 from pruning.schedule import Ladder
 from pruning.study import BENCHMARKS, Settings, StudyError, find
-from pruning.training import WEIGHTS, Training, accuracy, generator, prepare, train
+from pruning.training import WEIGHTS, Training, accuracy, assembled, generator, prepare, train
 
 HASHED = 3  # the purpose of a random generator, beside those of ``training``
 
@@ -172,14 +170,7 @@ def _prepared(notation, settings, requirement, seed, density, budget, dataset) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
         model = hashed(lenet(notation), density, seed).to(dataset.train.images.device)
-    average = copy.deepcopy(model).requires_grad_(False)
-    recipe = settings.recipe
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True, fused=True,
-    )
-    control = PruneControl(model, requirement, None, optimizer=optimizer, average=average, budget=budget)
-    return Training(model, average, optimizer, control)
+    return assembled(model, settings.recipe, requirement, None, seed, budget=budget)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -335,18 +335,14 @@ def cut(training: Training, method: Method, density: float, lots: torch.Generato
     Criterion and allocation are the method's. Where the allocation takes quality factors, the
     smallest factor is taken with which no more than that is left.
     """
-    layers, averages = masked_layers(training.model), masked_layers(training.average)
+    layers = masked_layers(training.model)
     scores = {name: method.criterion(layer, lots) for name, layer in layers.items()}
     if isinstance(method.schedule, Rising):
         thresholds = _thresholds(method, layers, scores, density)
     else:
         thresholds = method.allocation(layers, scores, dict.fromkeys(layers, density))
     for name, layer in layers.items():
-        layer.prune(scores[name] > thresholds[name])
-        averages[name].set_mask(layer.mask)
-        for value in training.optimizer.state.get(layer.weight, {}).values():
-            if isinstance(value, torch.Tensor) and value.shape == layer.mask.shape:
-                value.masked_fill_(~layer.mask, 0)
+        training.control.set_mask(name, layer.mask & (scores[name] > thresholds[name]))
 
 
 def _thresholds(method: Method, layers: dict, scores: dict, density: float) -> dict[str, float]:

@@ -151,7 +151,13 @@ def prepare(
     device: torch.device | str = "cpu", **limits,
 ) -> Training:
     """A training before its first iteration; ``limits`` are the control's patience, budget and ramp."""
-    model = network(notation, seed, device)
+    return assembled(network(notation, seed, device), recipe, requirement, method, seed, **limits)
+
+
+def assembled(
+    model: nn.Module, recipe: Recipe, requirement: float, method: Method | None, seed: int, **limits
+) -> Training:
+    """``prepare`` for a model of masked layers that is there already."""
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.SGD(
         model.parameters(),

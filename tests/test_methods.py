@@ -570,7 +570,7 @@ def adaptive(**changes):
     model = tiny()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     schedule = Descent(**{"begin": 4, "every": 2} | changes)
-    method = replace(METHODS["adaptive"], schedule=schedule, watch=Descend(early=schedule.early_final < 1))
+    method = replace(METHODS["adaptive"], schedule=schedule, watch=Descend())
     control = PruneControl(model, 0.9, method, optimizer=optimizer, patience=3)
     images, labels = examples(1)
 

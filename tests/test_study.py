@@ -390,7 +390,7 @@ def test_the_methods_are_those_of_this_protocol():
         "dsd": ("magnitude", "across", Ladder(0.7), False, 1.0, "cut", None, None, 3),
         "biased": ("magnitude", "by_deviation", Rising(0.1), False, 0.5, "cut", Bias(2e-5, 10.0), None, 0),
         **{
-            name: ("magnitude", "across", replace(DESCENT, **change), False, 1.0, "cut", Descend("early_final" in change), None, 0)
+            name: ("magnitude", "across", replace(DESCENT, **change), False, 1.0, "cut", Descend(), None, 0)
             for name, change in {
                 "adaptive": {}, "adaptive-early": {"early_final": 0.4},
                 "adaptive-unsteered": {"bolder": 1.0, "softer": 1.0}, "adaptive-abrupt": {"share": 1e-9},
