@@ -16,22 +16,27 @@ Some methods work at every iteration; their loop says before the optimizer's upd
 
     if control.watching:
         control.observe(iteration)
+
+and one that looks at what each step of pruning costs, as ``adaptive`` does, is told how:
+
+    control.update(iteration, validation_accuracy(model), lambda: validation_accuracy(model), next_images)
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from pruning import saliency
-from pruning.dynamics import Bias, Descend, Regrow, Splice, Trace
+from pruning.compensation import Jacobian
+from pruning.dynamics import Bias, Regrow, Splice, Trace
 from pruning.masks import MaskedConv2d, masked_layers
-from pruning.schedule import Cubic, Descent, Ladder, Rising
+from pruning.schedule import Cubic, Ladder, Rising, Slack
 
 # So many rounds that cut nothing mean that no later one will: layers kept whole by their pace,
 # or of equal weights, whose deviation is zero.
@@ -67,40 +72,32 @@ class Method:
     ``masking`` makes a layer's new mask from scores and threshold. ``watch`` is what the method
     does at every iteration, ``restart`` what a round starts again. With ``redense`` a pruned model
     that met the requirement gets all its synapses back, starting at zero, for at least so many
-    evaluations before the next round prunes it.
+    evaluations before the next round prunes it. ``measured`` counts the mini-batches spent on each step of
+    a method paced by looks to find what the weights that stay must change by (``compensation``).
     """
 
     criterion: Callable
     allocation: Callable
-    schedule: Rising | Ladder | Cubic | Descent
+    schedule: Rising | Ladder | Cubic | Slack
     rewind: bool = False
     convolution_pace: float = 1.0
     masking: Callable = saliency.cut
-    watch: Trace | Splice | Regrow | Bias | Descend | None = None
+    watch: Trace | Splice | Regrow | Bias | None = None
     restart: Restart | None = None
     redense: int = 0
+    measured: int = 0
 
     def __post_init__(self):
         if self.schedule.paced != "rounds" and (self.rewind or self.restart or self.redense):
             raise ValueError("rewind, restart and redense need a schedule that is paced by rounds")
-        if (self.schedule.paced == "descents") != isinstance(self.watch, Descend):
-            raise ValueError("the schedule Descent needs the watch Descend, and no other schedule does")
         if self.rewind and self.restart:
             raise ValueError("a method has rewind or restart, not both")
-
-    @property
-    def early(self) -> bool:
-        """Whether synapses are pruned before the requirement was met: then its training tells nothing of an unpruned one."""
-        return self.schedule.paced == "descents" and self.schedule.early_final < 1
-
-    @property
-    def watches_all(self) -> bool:
-        """Whether ``watch`` is asked from the first iteration on, not only once the requirement was met."""
-        return self.watch is not None and (self.watch.early or self.early)
+        if self.measured and self.schedule.paced != "looks":
+            raise ValueError("measured needs a schedule that is paced by looks")
 
 
-def _adaptive(**changes) -> Method:
-    return Method(saliency.magnitude, saliency.across, Descent(**changes), watch=Descend())
+def _adaptive(measured: int = 2, **changes) -> Method:
+    return Method(saliency.magnitude, saliency.across, Slack(**changes), measured=measured)
 
 
 METHODS: Mapping[str, Method | None] = {
@@ -131,13 +128,14 @@ METHODS: Mapping[str, Method | None] = {
         watch=Splice(),
     ),
     "biased": Method(saliency.magnitude, saliency.by_deviation, Rising(0.1), convolution_pace=0.5, watch=Bias()),
-    # The study's own, and the same with one ingredient off each: no steering of the depth, each descent in one
-    # step, no second trial from the last good network; and with one more: pruning before the requirement is met.
+    # The study's own, at twice the unpruned effort and at more; and the first with one ingredient off each: nothing
+    # compensated, no slack, a slack that does not shrink, descents in one large step.
     "adaptive": _adaptive(),
-    "adaptive-early": _adaptive(early_final=0.4),
-    "adaptive-unsteered": _adaptive(bolder=1.0, softer=1.0),
-    "adaptive-abrupt": _adaptive(share=1e-9),
-    "adaptive-final": _adaptive(trials=1),
+    "adaptive-patient": _adaptive(effort=5.0),
+    "adaptive-uncompensated": _adaptive(measured=0),
+    "adaptive-strict": _adaptive(depth=0.0),
+    "adaptive-constant": _adaptive(power=0.0, patience=math.inf),
+    "adaptive-coarse": _adaptive(keep=0.5),
 }
 
 
@@ -234,8 +232,6 @@ class PruneControl:
         self.pruned: int | None = None
         self.restarted = 0
         self.rested = 0
-        self.descent: dict | None = None
-        self.good: dict | None = None
         self.early = copy.deepcopy(self._snapshot()) if self._rewound == 0 else None
 
     @property
@@ -252,21 +248,22 @@ class PruneControl:
         """Whether ``observe`` is to be called at this iteration."""
         if self.method is None:
             return False
-        asked = self.method.watches_all or (self.method.watch is not None and self.start is not None)
+        watch = self.method.watch
+        asked = watch is not None and (watch.early or self.start is not None)
         return asked or self._early_missing
 
     @property
     def watches_early(self) -> bool:
         """Whether the method sees iterations before the start, which then cannot be skipped."""
         method = self.method
-        return method is not None and (method.watches_all or bool(self._rewound))
+        return method is not None and (bool(self._rewound) or (method.watch is not None and method.watch.early))
 
     def observe(self, iteration: int) -> None:
         """Do what the method does at every iteration, the gradients of ``iteration`` at hand."""
         if self._early_missing and iteration == self._rewound + 1:
             self.early = copy.deepcopy(self._snapshot())
         watch = self.method.watch
-        if watch is not None and (self.method.watches_all or self.start is not None):
+        if watch is not None and (watch.early or self.start is not None):
             watch.step(self, iteration)
             for layer in self.layers.values():
                 layer.dense_grad = None
@@ -280,14 +277,26 @@ class PruneControl:
         done = self.progress
         return {name: amount(done[name] + pace) - amount(done[name]) for name, pace in self.paces.items()}
 
-    def update(self, iteration: int, accuracy: float) -> Event:
-        """Take the validation accuracy after ``iteration`` iterations; prune or stop where it is time."""
+    def update(
+        self, iteration: int, accuracy: float,
+        evaluate: Callable[[], float] | None = None, measure: Callable[[], Tensor] | None = None,
+    ) -> Event:
+        """Take the validation accuracy after ``iteration`` iterations; prune or stop where it is time.
+
+        A method paced by looks asks what each step of pruning costs: ``evaluate`` tells the validation accuracy of the
+        model (its average, where there is one) as it is at that moment, ``measure`` hands out the images of one
+        mini-batch, which the caller counts as an iteration.
+        """
         if self.finished:
             raise RuntimeError("the control has stopped: take delivered()")
         if not 0 <= accuracy <= 1:
             raise ValueError(f"accuracy must be a fraction between 0 and 1, got {accuracy}")
+        looks = self.method is not None and self.method.schedule.paced == "looks"
+        if looks and (evaluate is None or (self.method.measured and measure is None)):
+            raise ValueError("this method asks what pruning costs: call update(iteration, accuracy, evaluate, measure)")
         met = accuracy >= self.requirement
-        phase, density, thresholds = self.phase, self.density, None
+        phase, density = self.phase, self.density
+        thresholds, seen = None, []
         if met:
             self._keep(iteration, accuracy, density)
             if self.start is None:
@@ -302,8 +311,12 @@ class PruneControl:
                 self._ask_for_gradients()
             if self.method.schedule.paced == "iterations":
                 thresholds = self._follow(iteration)
-            elif self.method.schedule.paced == "descents":
-                action, thresholds = self._descend(iteration, met)
+            elif looks:
+                thresholds, seen = self._look(iteration, accuracy, evaluate, measure)
+                if sum(layer.significant for layer in self.layers.values()) <= len(self.layers):
+                    action = "nothing left to prune"
+                elif iteration >= self.method.schedule.effort * self.start:
+                    action = "effort spent"
             elif self._to_be_dense:
                 action = self._redense(met)
             elif met and (self.memory or not self._traced or iteration > self.start):
@@ -311,13 +324,12 @@ class PruneControl:
                 action = None if thresholds else "nothing left to prune"
         if thresholds:
             self.pruned, self.thresholds = iteration, thresholds
-        waits = self.start is not None and not self._under_way(iteration)
-        self.missed = self.missed + 1 if waits and not met else 0
+        self.missed = self.missed + 1 if self.start is not None and not met else 0
         action = action or ("prune" if thresholds else "wait")
         if action not in _GOING_ON:
             self.phase = "done"
         event = Event(iteration, phase, accuracy, density, action, self.densities(), thresholds)
-        self.events.append(event)
+        self.events += [event, *seen[:-1], *(replace(last, action=action) for last in seen[-1:])]
         return event
 
     @property
@@ -357,7 +369,7 @@ class PruneControl:
 
     _STATE = (
         "requirement", "phase", "round", "progress", "paces", "missed", "start", "best", "origin",
-        "memory", "thresholds", "pruned", "restarted", "rested", "early", "descent", "good",
+        "memory", "thresholds", "pruned", "restarted", "rested", "early",
     )
 
     @property
@@ -398,7 +410,7 @@ class PruneControl:
     def _stop(self, iteration: int, met: bool) -> str | None:
         if met and self.method is None:
             return "requirement met"
-        if not met and self._exhausted(iteration) and not (self.descent and self.descent["trials"] > 1):
+        if not met and self._exhausted(iteration):
             return "not recovered"
         if self.budget is not None and iteration >= self.budget:
             return "budget spent"
@@ -408,51 +420,38 @@ class PruneControl:
         return None
 
     def _exhausted(self, iteration: int) -> bool:
-        return self.start is not None and not self._under_way(iteration) and self.missed + 1 >= self._enough
+        if self.start is None or self.method.schedule.paced == "looks":
+            return False
+        return self.missed + 1 >= self._enough
 
-    def _under_way(self, iteration: int) -> bool:
-        """Whether a descent goes on after this iteration."""
-        return self.descent is not None and iteration < self.descent["begun"] + self.method.schedule.length(self.start)
+    def _look(
+        self, iteration: int, accuracy: float, evaluate: Callable, measure: Callable
+    ) -> tuple[dict | None, list[Event]]:
+        """Prune step by step as far as the schedule lets the accuracy fall; undo the step that fell below.
 
-    def _descend(self, iteration: int, met: bool) -> tuple[str | None, dict[str, float] | None]:
-        """Begin the next descent after a recovery, or a gentler one from the last good network where there was none."""
-        schedule, descent = self.method.schedule, self.descent
-        if self._under_way(iteration):
-            return None, self.thresholds
-        if met:
-            keep, trials = schedule.after(descent["keep"], self.missed) if descent else schedule.keep, schedule.trials
-            if descent:
-                trials = descent["trials"]
-            self.good = copy.deepcopy(self._snapshot())
-        elif self._exhausted(iteration):
-            keep, trials = descent["keep"] ** schedule.gentler, descent["trials"] - 1
-            self._restore(self.good)
-        else:
-            return None, None
-        if self.density * self.synapses <= len(self.layers):
-            return "nothing left to prune", None
-        self.round += 1
-        self.descent = {"begun": iteration, "from": self.density, "keep": keep, "trials": trials}
-        return "prune", None
-
-    def descending_to(self, iteration: int) -> float | None:
-        """The density to be pruned to at this iteration, by the schedule ``Descent``; None where it is not time."""
-        schedule = self.method.schedule
-        if iteration % schedule.every:
-            return None
-        if self.start is None:
-            density = self.density
-            early = iteration >= schedule.begin and density > schedule.early_final
-            return max(density * schedule.early_keep, schedule.early_final) if early else None
-        done = iteration - self.descent["begun"] if self.descent else math.inf
-        if done > (length := schedule.length(self.start)):
-            return None
-        return self.descent["from"] * self.descent["keep"] ** (done / length)
-
-    def thin(self, density: float) -> None:
-        """Prune to ``density``, all layers together."""
-        self.progress = dict.fromkeys(self.layers, density)
-        self.thresholds = self._prune()
+        Returns the last thresholds, and the events of steps that left the requirement met.
+        """
+        schedule, layers = self.method.schedule, self.layers.values()
+        missed = 0 if accuracy >= self.requirement else self.missed + 1
+        least = schedule.least(self.requirement, self.start, iteration, self.budget, missed)
+        found, seen = None, []
+        while accuracy >= least and (left := sum(layer.significant for layer in layers)) > len(layers):
+            before = copy.deepcopy(self._snapshot())
+            self.round += 1
+            target = max(min(schedule.keep * left, left - 1), len(layers))
+            self.progress = dict.fromkeys(self.layers, target / self.synapses)
+            images = [measure() for _ in range(self.method.measured)]
+            iteration += len(images)
+            thresholds = self._prune(images)
+            accuracy = evaluate()
+            if accuracy < least:
+                self._restore(before)
+                break
+            found, density = thresholds, self.density
+            if accuracy >= self.requirement:
+                self._keep(iteration, accuracy, density)
+                seen.append(Event(iteration, "look", accuracy, density, "prune", self.densities(), thresholds))
+        return found, seen
 
     def _next_round(self, iteration: int) -> dict[str, float] | None:
         self.phase = "recover"
@@ -514,12 +513,20 @@ class PruneControl:
         return sum(layer.synapses for layer in self.layers.values())
 
     @torch.no_grad()
-    def _prune(self) -> dict[str, float]:
+    def _prune(self, images: Sequence[Tensor] = ()) -> dict[str, float]:
         scores = self._scores()
         amounts = {name: self.method.schedule.amount(done) for name, done in self.progress.items()}
         thresholds = self.method.allocation(self.layers, scores, amounts)
+        if images:
+            self._compensate(thresholds, scores, images)
         self.apply(thresholds, scores)
         return thresholds
+
+    def _compensate(self, thresholds: Mapping, scores: Mapping, images: Sequence[Tensor]) -> None:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.round)
+        model = self.average if self.average is not None else self.model
+        keep = {name: self.method.masking(layer, scores[name], thresholds[name]) for name, layer in self.layers.items()}
+        Jacobian(model, images, generator).compensated(keep, {id(m): m for m in (self.model, model)}.values())
 
     def _scores(self) -> dict[str, Tensor]:
         if self._traced:

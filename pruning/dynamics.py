@@ -1,4 +1,4 @@
-"""What a method does at every iteration, between its prunings: traces, splicing, regrowth, biased decay, descents.
+"""What a method does at every iteration, between its prunings: traces, splicing, regrowth, biased decay.
 
 Each is a frozen dataclass whose ``step(control, iteration)`` is called after the backward pass and
 before the optimizer's update, from the first iteration on where ``early`` is true, else once the
@@ -139,20 +139,3 @@ class Bias:
     def decay(self, weight: torch.Tensor) -> torch.Tensor:
         """The bias's gradient, of ``weight``'s shape."""
         return self.strength * self.scale * weight.sign() / (1 + self.scale * weight.abs()).square()
-
-
-@dataclass(frozen=True)
-class Descend:
-    """Prunes in small steps, as far as the method's schedule, a ``schedule.Descent``, says at an iteration."""
-
-    early: ClassVar[bool] = False
-    dense: ClassVar[bool] = False
-
-    @torch.no_grad()
-    def step(self, control: PruneControl, iteration: int) -> None:
-        target = control.descending_to(iteration)
-        if target is None:
-            return
-        control.thin(target)
-        for layer in control.layers.values():
-            layer.weight.grad.masked_fill_(~layer.mask, 0)

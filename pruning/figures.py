@@ -87,10 +87,11 @@ LOOKS = {
     "dsd": Look("#d4a5a5", (6, 1, 0), "||", "dense-sparse-dense"),
     "surgery": Look("#3d405b", (3, 1, 0), "++", "network surgery"),
     "biased": Look("#81a4cd", (3, 1, 180), "--", "biased decay"),
-    "adaptive-early": Look("#e89a5b", (4, 0, 0), "\\\\", "adaptive, early pruning"),
-    "adaptive-unsteered": Look("#9a3d00", (5, 1, 36), "\\\\|", "adaptive, not steered"),
-    "adaptive-abrupt": Look("#f2c14e", (7, 1, 0), "\\\\-", "adaptive, descents in one step"),
-    "adaptive-final": Look("#c0705a", (8, 1, 0), "/", "adaptive, one trial"),
+    "adaptive-patient": Look("#9a3d00", (5, 1, 36), "\\\\|", "adaptive, patient"),
+    "adaptive-uncompensated": Look("#e89a5b", (4, 0, 0), "\\\\", "adaptive, not compensated"),
+    "adaptive-strict": Look("#f2c14e", (7, 1, 0), "\\\\-", "adaptive, no slack"),
+    "adaptive-constant": Look("#c0705a", (8, 1, 0), "/", "adaptive, constant slack"),
+    "adaptive-coarse": Look("#b07aa1", (3, 0, 0), "/|", "adaptive, large steps"),
 }
 _SPARE_COLORS = tuple(seaborn.color_palette("colorblind").as_hex()[index] for index in (5, 8, 6))
 _NETWORKS = {"lenet-300-100": "LeNet-300-100", "lenet-5": "LeNet-5-Caffe"}

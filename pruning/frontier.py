@@ -18,7 +18,8 @@ import pandas as pd
 
 from pruning.claims import BENCHMARKS, REPORTED_REDUCTIONS, formatted, percent
 
-METHOD = "adaptive"  # the study's own; its ablations are named after it
+METHOD = "adaptive"  # the study's own; its variants and ablations are named after it
+PATIENT = "adaptive-patient"  # the same control, given more training
 BEST = "best other"
 SETTING = ["benchmark", "requirement"]
 SEEDS = 5  # so many a target needs
@@ -38,7 +39,7 @@ PUBLISHED = (
 
 
 def other(method: str) -> bool:
-    """Whether a method is another one that prunes: not ours, and not an ablation of ours."""
+    """Whether a method is another one that prunes: not ours, and not a variant or an ablation of ours."""
     return method not in (METHOD, "unpruned") and not method.startswith(f"{METHOD}-")
 
 
@@ -121,7 +122,7 @@ def first_as_sparse(record: Mapping, density: float = REPORTED_DENSITY) -> float
 
 @dataclass(frozen=True)
 class Target:
-    """A number that ``METHOD`` is to reach in the mean over ``SEEDS`` seeds, and what became of it.
+    """A number that a method is to reach in the mean over ``SEEDS`` seeds, and what became of it.
 
     ``kind`` is the unit as in ``claims``, or ``count``. ``values`` holds one number a seed;
     ``missed`` counts runs that have none because they did not get there, ``missing`` names what has
@@ -172,10 +173,10 @@ class Target:
         return REACHED if within and not self.missed else MISSED
 
 
-def targets(table: pd.DataFrame, found: Iterable[Mapping]) -> tuple[Target, ...]:
-    """All targets, judged by a study's table and the records it was made of."""
-    own = table[table["method"] == METHOD]
-    records = {_place(record["run"]): record for record in found if record["run"]["method"] == METHOD}
+def targets(table: pd.DataFrame, found: Iterable[Mapping], method: str = METHOD) -> tuple[Target, ...]:
+    """All targets, judged for a method by a study's table and the records it was made of."""
+    own = table[table["method"] == method]
+    records = {_place(record["run"]): record for record in found if record["run"]["method"] == method}
     sparse = [first_as_sparse(records[_place(row)]) for row in own.to_dict("records")]
     own = own.assign(
         density=own["density"].where(own["reached"], 1.0), effort=own["effort"].where(own["reached"]),
@@ -228,10 +229,13 @@ def _place(run: Mapping) -> tuple:
 
 
 def markdown(table: pd.DataFrame, found: Iterable[Mapping]) -> str:
-    """The README's table of targets."""
-    lines = ["| | target | measured | verdict |", "|---|---|---|---|"]
-    for target in targets(table, found):
-        lines.append(f"| {target.what} | {target.goal} | {target.measured} | **{target.verdict}** |")
+    """The README's table of targets: what the study's own method measured, and the same given more training."""
+    found = list(found)
+    columns = [targets(table, found, method) for method in (METHOD, PATIENT)]
+    lines = [f"| | target | `{METHOD}` | verdict | `{PATIENT}` | verdict |", "|---|---|---|---|---|---|"]
+    for judged in zip(*columns):
+        cells = " | ".join(f"{target.measured} | **{target.verdict}**" for target in judged)
+        lines.append(f"| {judged[0].what} | {judged[0].goal} | {cells} |")
     return "\n".join(lines)
 
 

@@ -2,11 +2,13 @@
 
 A schedule's amount means what its allocation takes: a quality factor in standard deviations
 for thresholds per layer, a density (fraction of synapses that stay) for the others.
-``paced`` tells what moves it on: ``"rounds"`` of pruning and recovery, or ``"iterations"``.
+``paced`` tells what moves it on: ``"rounds"`` of pruning and recovery, ``"iterations"``, or
+``"looks"`` at what pruning costs.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -60,55 +62,45 @@ class Cubic:
 
 
 @dataclass(frozen=True)
-class Descent:
-    """A density that goes down in descents and comes to rest after each, steered by how recovery went.
+class Slack:
+    """Descents as deep as the validation accuracy allows: below the requirement, by a slack that shrinks to nothing.
 
-    A descent takes the density to the fraction ``keep`` of what it was, in small steps ``every``
-    so many iterations, over a time that is the fraction ``share`` of the one that the requirement took to
-    be met first. Then the network recovers until it meets the requirement. After a recovery of at most ``quick`` evaluations the next descent goes deeper (keep
-    to the power ``bolder``, never below ``deepest``), after one of ``slow`` or more less deep (to the
-    power ``softer``). One that did not recover is undone: the last network that met the
-    requirement goes on with a far gentler descent (to the power ``gentler``), ``trials`` times at most.
-
-    With ``early_final`` below 1, training prunes already while the requirement has not been met: from iteration
-    ``begin`` the density falls to ``early_keep`` of itself every ``every`` iterations, down to ``early_final``.
+    At every evaluation the network is pruned step by step, to the fraction ``keep`` of its synapses each, as long
+    as its accuracy stays at or above ``least``. The slack begins at ``depth`` times the standard
+    deviation of one image's right or wrong at the requirement, sqrt(r (1 - r)), which makes it comparable between tasks
+    (Cohen's effect size for proportions), and has shrunk to zero when the training has cost ``effort``
+    times the iterations after which the requirement was met first: then it ends. While the requirement is not met
+    the slack shrinks besides, to 1/e in ``patience`` evaluations, so that a network which does not recover is let be.
     """
 
-    keep: float = 0.5
-    share: float = 0.25
-    every: int = 10
-    quick: int = 1
-    slow: int = 5
-    bolder: float = 1.3
-    softer: float = 0.6
-    gentler: float = 0.4
-    deepest: float = 0.3
-    trials: int = 2
-    begin: int = 200
-    early_keep: float = 0.985
-    early_final: float = 1.0
-    paced: ClassVar[str] = "descents"
+    effort: float = 2.0
+    depth: float = 0.05
+    keep: float = 0.9
+    power: float = 1.0
+    patience: float = 2.0
+    paced: ClassVar[str] = "looks"
 
     def __post_init__(self):
-        for name in ("keep", "share", "deepest", "softer", "gentler", "early_keep", "early_final"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        if self.keep == 1:
-            raise ValueError("keep must be less than 1: a descent has to prune")
-        for name in ("every", "trials"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.keep < 1:
+            raise ValueError(f"keep must lie between 0 and 1, got {self.keep}")
+        if not 1 < self.effort < math.inf:
+            raise ValueError(f"effort must be more than 1, got {self.effort}")
+        if not self.patience > 0:
+            raise ValueError(f"patience must be positive, got {self.patience}")
+        for name in ("depth", "power"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
     def amount(self, progress: float) -> float:
-        """The density itself: here the control says how far a descent has come."""
+        """The density itself: here the control says how far it goes."""
         return progress
 
-    def length(self, start: int) -> int:
-        """Iterations of a descent, where the requirement was met first after ``start`` iterations."""
-        return self.every * max(round(self.share * start / self.every), 1)
+    def end(self, start: int, budget: int | None) -> float:
+        """The iteration at which the slack is gone, where the requirement was met first after ``start``."""
+        return min(self.effort * start, math.inf if budget is None else budget)
 
-    def after(self, keep: float, recovery: int) -> float:
-        """What the next descent keeps, after one of ``keep`` and a recovery of so many evaluations."""
-        if recovery <= self.quick:
-            return max(keep**self.bolder, self.deepest)
-        return keep**self.softer if recovery >= self.slow else keep
+    def least(self, requirement: float, start: int, now: int, budget: int | None, missed: int = 0) -> float:
+        """The accuracy that a step of pruning at iteration ``now`` must leave, after so many evaluations below."""
+        gone = min((now - start) / max(self.end(start, budget) - start, 1), 1)
+        slack = self.depth * (1 - gone) ** self.power * math.exp(-missed / self.patience)
+        return requirement - slack * math.sqrt(requirement * (1 - requirement))

@@ -37,6 +37,8 @@ from pruning.training import Recipe, Training, accuracy, network, prepare, train
 
 # To be raised when a change to the code makes the same parameters give other numbers.
 PROTOCOL = 2
+# The same for a single method: how often it has become another one under its name.
+REVISIONS = {"adaptive": 1}
 TRAJECTORY_POINTS = 80
 HISTOGRAM_BINS = 41
 # Layers of at most so many synapses show their mask in the record (the report's figure 1).
@@ -140,7 +142,8 @@ class Run(Strict):
     def parameters(self) -> dict:
         """All that the run's numbers follow from, but the data."""
         chosen = self.model_dump(exclude={"study"})
-        return {"protocol": PROTOCOL, "dataset": self.dataset, "network": self.network} | chosen
+        revision = {"revision": REVISIONS[self.method]} if self.method in REVISIONS else {}
+        return {"protocol": PROTOCOL, "dataset": self.dataset, "network": self.network} | revision | chosen
 
     @property
     def key(self) -> str:
@@ -346,11 +349,7 @@ def perform(
             dense=folder(run.study) / "work" / f"dense-{run.benchmark}-{run.seed}-{target.type}",
             dense_owner=f"{run.dense_key} {dataset.fingerprint}", progress=progress, warn=warn,
         )
-        unpruned = training.control.start
-        if training.control.method is not None and training.control.method.early:
-            other = perform(run.model_copy(update={"method": "unpruned"}), device, warn=warn, every=every)
-            unpruned = other["result"]["iterations_unpruned"]
-        record = _record(run, dataset, training, target, unpruned)
+        record = _record(run, dataset, training, target)
         delivered = training.control.delivered()
         save_state(run.place("models", ".model"), {"network": run.network, "state": delivered.state_dict()}, run.key)
         write_record(run.record_path, record)
@@ -374,13 +373,8 @@ def checked_device(name: str) -> torch.device:
     return device
 
 
-def _record(
-    run: Run, dataset: datasets.Dataset, training: Training, device: torch.device, unpruned: int | None
-) -> dict:
-    """Everything about a finished run, in plain values; the test split is read here, once.
-
-    ``unpruned`` counts the iterations until the requirement is first met without pruning.
-    """
+def _record(run: Run, dataset: datasets.Dataset, training: Training, device: torch.device) -> dict:
+    """Everything about a finished run, in plain values; the test split is read here, once."""
     control, best = training.control, training.control.best
     delivered = control.delivered()
     dense = network(run.network, run.seed)
@@ -403,6 +397,7 @@ def _record(
     significant = sum(part["significant"] for part in parts)
     macs = sum(layer.macs for layer in table)
     iterations = best["iteration"] if best else training.iteration
+    unpruned = control.start
     result = {
         "synapses": synapses,
         "significant": significant,

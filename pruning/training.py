@@ -208,26 +208,37 @@ def train(
     state = _usable(checkpoint, owner, device, warn) if checkpoint is not None else None
     if state is not None:
         training.load_state_dict(state)
-    elif dense is not None:
-        _join(training, dense, dense_owner, device, warn)
+    known = _joined(training, dense, dense_owner, device, warn) if state is None and dense is not None else []
     average, control = training.average, training.control
     began = saved = time.perf_counter()
     before = training.seconds
     stream = batches(dataset, recipe, seed, training.iteration)
+
+    def evaluate() -> float:
+        return accuracy(average, dataset.validation)
+
+    def measure() -> Tensor:
+        training.iteration += 1
+        return next(stream)[0]
+
+    for iteration, found in known:
+        if not control.finished:
+            control.update(iteration, found, evaluate, measure)
     while not control.finished:
-        images, labels = next(stream)
-        step(training, recipe, images, labels)
-        if training.iteration % recipe.interval == 0:
-            found = accuracy(average, dataset.validation)
-            training.seconds = before + time.perf_counter() - began
-            if dense is not None and control.start is None and found >= control.requirement:
-                _leave(training, found, dense, dense_owner)
-            event = control.update(training.iteration, found)
-            if progress:
-                progress(event, training)
-            if checkpoint is not None and time.perf_counter() - saved >= every and not control.finished:
-                save_state(checkpoint, training.state_dict(), owner)
-                saved = time.perf_counter()
+        due = training.iteration // recipe.interval + 1  # measuring may have gone past an evaluation
+        while training.iteration < due * recipe.interval:
+            step(training, recipe, *next(stream))
+        found = evaluate()
+        training.seconds = before + time.perf_counter() - began
+        if dense is not None and control.start is None and found >= control.requirement:
+            _leave(training, found, dense, dense_owner)
+        event = control.update(training.iteration, found, evaluate, measure)
+        training.seconds = before + time.perf_counter() - began
+        if progress:
+            progress(event, training)
+        if checkpoint is not None and time.perf_counter() - saved >= every and not control.finished:
+            save_state(checkpoint, training.state_dict(), owner)
+            saved = time.perf_counter()
     return training
 
 
@@ -250,8 +261,13 @@ def _leave(training: Training, found: float, folder: Path, owner: str) -> None:
     save_state(folder / f"{control.requirement}.dense", state, owner)
 
 
-def _join(training: Training, folder: Path, owner: str, device: torch.device, warn: Callable[[str], None]) -> None:
-    """Go on from where the training to the same requirement, or the highest one below, met it."""
+def _joined(
+    training: Training, folder: Path, owner: str, device: torch.device, warn: Callable[[str], None]
+) -> list[tuple[int, float]]:
+    """Go on from where the training to the same requirement, or the highest one below, met it.
+
+    Returns what the control is to be told of: iterations and accuracies.
+    """
     control = training.control
     there = {float(path.stem): path for path in folder.glob("*.dense")}
     for requirement in sorted((r for r in there if r <= control.requirement), reverse=True):
@@ -261,7 +277,5 @@ def _join(training: Training, folder: Path, owner: str, device: torch.device, wa
         for name in ("model", "average", "optimizer"):
             getattr(training, name).load_state_dict(state[name])
         training.iteration, training.seconds = state["iteration"], state["seconds"]
-        for iteration, found in state["control"]:
-            if not control.finished:
-                control.update(iteration, found)
-        return
+        return state["control"]
+    return []

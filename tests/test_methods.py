@@ -11,10 +11,11 @@ from torch import nn
 
 from pruning import convolution, datasets, density, masked, masked_layers, saliency
 from pruning.control import METHODS, Method, PruneControl, Restart
-from pruning.dynamics import Bias, Descend, Regrow, Splice
-from pruning.schedule import Descent, Ladder
-from pruning.study import Run, Settings, perform
-from pruning.training import batches, prepare, step, train
+from pruning.compensation import Jacobian
+from pruning.dynamics import Bias, Regrow, Splice
+from pruning.schedule import Ladder, Slack
+from pruning.study import Settings
+from pruning.training import accuracy, batches, prepare, step, train
 
 NETWORK = "28x28-6c5-16c5-120-84-10"
 SETTINGS = Settings(batch=32, warmup=20, averaging=0.9, interval=20, patience=4, budget=240, ramp=80)
@@ -509,7 +510,9 @@ def test_an_accuracy_that_always_suffices_comes_to_an_end(name):
     control = controlled(METHODS[name], ramp=200)
     for iteration in range(1, 3000):
         iterate(control, iteration)
-        if iteration % 10 == 0 and control.update(iteration, 0.9).finished:
+        if iteration % 10:
+            continue
+        if control.update(iteration, 0.9, lambda: 0.9, lambda: examples(0)[0]).finished:
             break
     assert control.events[-1].action in ("nothing left to prune", "ramp completed")
     assert density(control.delivered()) == control.best["density"] < 0.07
@@ -524,11 +527,12 @@ def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, name):
 
     whole = trained()
     end, control = whole.iteration, whole.control
-    assert control.reached and control.start < end - 40
+    evaluated = [event.iteration for event in control.events if event.phase != "look"]
+    assert control.reached and control.start <= evaluated[-2] < end
     assert control.best["density"] == density(control.delivered()) < 1
 
     def stop(event, training):
-        if event.iteration == end - 20:
+        if event.iteration == evaluated[-2]:
             raise Stop
 
     checkpoint = tmp_path / "a.checkpoint"
@@ -543,7 +547,7 @@ def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, name):
         assert name == "surgery" or not layer.weight[~layer.mask].any()
 
 
-@pytest.mark.parametrize("name", ["snip", "lottery", "surgery", "movement"])
+@pytest.mark.parametrize("name", ["snip", "lottery", "surgery", "movement", "adaptive"])
 def test_the_shared_dense_phase_changes_nothing(digits, tmp_path, name):
     def trained(method, **given):
         return train(prepared(METHODS[method]), digits, SETTINGS.recipe, 0, **given)
@@ -565,85 +569,172 @@ def test_methods_that_differ_from_another_in_one_part():
         assert {key for key in Method.__dataclass_fields__ if len({getattr(m, key) for m in pair}) > 1} == parts
 
 
-def adaptive(**changes):
-    """The adaptive method on a tiny model, and a way to take it through iterations with accuracies made up."""
+# Compensation
+
+
+def pruned_at_random(model, fraction, seed):
+    """Masks that cut a fraction of what is left."""
+    source = torch.Generator().manual_seed(seed)
+    return {
+        name: layer.mask & (torch.rand(layer.mask.shape, generator=source) > fraction)
+        for name, layer in masked_layers(model).items()
+    }
+
+
+def test_a_row_of_the_jacobian_is_the_slope_of_an_image():
+    model, (images, _) = tiny(), examples(0)
+    for name, keep in pruned_at_random(model, 0.5, 0).items():
+        model.get_submodule(name).set_mask(keep)
+    found = Jacobian(model, [images[:5], images[5:]], torch.Generator().manual_seed(1)).rows
+    source = torch.Generator().manual_seed(1)
+    signs = torch.cat([torch.randint(0, 2, (count, 5), generator=source) * 2.0 - 1 for count in (5, 3)])
+    signs -= signs.mean(1, keepdim=True)
+    masks = {f"{name}.weight": layer.mask for name, layer in masked_layers(model).items()}
+    for row, image, sign in zip(found, images, signs):
+        model.zero_grad()
+        (model(image[None])[0] * sign).sum().backward()
+        slopes = [p.grad[masks[name]] if name in masks else p.grad for name, p in model.named_parameters()]
+        assert torch.allclose(row * math.sqrt(8), torch.cat([slope.flatten() for slope in slopes]), atol=1e-5)
+
+
+def test_compensation_is_the_ridge_regression_on_what_stays():
+    model, (images, _) = tiny(), examples(0)
+    for name, keep in pruned_at_random(model, 0.3, 0).items():
+        model.get_submodule(name).set_mask(keep)
+    keep = pruned_at_random(model, 0.3, 1)
+    names = [name for name, _ in model.named_parameters()]
+    masks = {f"{name}.weight": layer.mask.clone() for name, layer in masked_layers(model).items()}
+
+    def flat(values):
+        return torch.cat([values[name][masks[name]] if name in masks else values[name].flatten() for name in names])
+
+    weights = flat({name: value.detach().clone() for name, value in model.named_parameters()}).double()
+    everything = {name: torch.ones_like(value, dtype=torch.bool) for name, value in model.named_parameters()}
+    stays = flat(everything | {f"{name}.weight": mask for name, mask in keep.items()})
+    jacobian = Jacobian(model, [images])
+    rows = jacobian.rows.double()
+    left, cut = rows[:, stays], rows[:, ~stays]
+    ridge = 0.2 * rows.square().sum(0).mean() * torch.eye(int(stays.sum()), dtype=torch.float64)
+    wanted = weights[stays] + torch.linalg.solve(left.T @ left + ridge, left.T @ (cut @ weights[~stays]))
+    twin = copy.deepcopy(model)
+    jacobian.compensated(keep, [model, twin], damping=0.2)
+    for changed in (model, twin):
+        found = flat({name: value.detach() for name, value in changed.named_parameters()}).double()
+        assert torch.allclose(found[stays], wanted, atol=1e-5) and not found[~stays].any()
+        for name, layer in masked_layers(changed).items():
+            assert torch.equal(layer.mask, keep[name]) and not layer.weight[~layer.mask].any()
+
+
+def test_the_weights_that_stay_make_up_for_those_cut(digits):
+    training = prepare(NETWORK, SETTINGS.recipe, 0.99, None, 0)
+    stream = batches(digits, SETTINGS.recipe, 0)
+    for _ in range(300):
+        step(training, SETTINGS.recipe, *next(stream))
+    model, whole = training.average, accuracy(training.average, digits.validation)
+    scores = magnitudes(masked_layers(model))
+    bound = torch.cat([score.flatten() for score in scores.values()]).quantile(0.9)
+    keep = {name: score > bound for name, score in scores.items()}
+    plain = copy.deepcopy(model)
+    for name, layer in masked_layers(plain).items():
+        layer.set_mask(keep[name])
+    Jacobian(model, [next(stream)[0] for _ in range(8)], torch.Generator().manual_seed(0)).compensated(keep, [model])
+    lost, left = (whole - accuracy(pruned, digits.validation) for pruned in (plain, model))
+    assert lost > 0.03 and left < lost / 2
+
+
+# Adaptive
+
+
+def seeking(accuracies, requirement=0.9, **changes):
+    """The adaptive method on a tiny model, its trials answered from a list, and what it measured."""
     model = tiny()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    schedule = Descent(**{"begin": 4, "every": 2} | changes)
-    method = replace(METHODS["adaptive"], schedule=schedule, watch=Descend())
-    control = PruneControl(model, 0.9, method, optimizer=optimizer, patience=3)
-    images, labels = examples(1)
+    method = replace(METHODS["adaptive"], schedule=Slack(**changes))
+    control = PruneControl(model, requirement, method, optimizer=optimizer)
+    answers, measured = iter(accuracies), []
 
-    def go(iterations, accuracy):
-        begun = control.events[-1].iteration if control.events else 0
-        for iteration in range(begun + 1, begun + iterations + 1):
-            F.cross_entropy(model(images), labels).backward()
-            if control.watching:
-                control.observe(iteration)
-            optimizer.step()
-            optimizer.zero_grad()
-        return control.update(iteration, accuracy)
+    def measure():
+        measured.append(1)
+        return examples(len(measured))[0]
 
-    return control, go
+    return control, lambda iteration, found: control.update(iteration, found, lambda: next(answers), measure), measured
 
 
-def test_adaptive_prunes_before_the_requirement_is_met_but_no_further_than_asked():
-    control, go = adaptive(early_keep=0.9, early_final=0.5)
-    assert go(3, 0.1).density == 1
-    first = go(3, 0.2)
-    assert control.start is None and 0.75 < first.density < 0.85  # after iterations 4 and 6
-    assert go(40, 0.3).density == pytest.approx(0.5, abs=0.01)
-    late, go = adaptive(early_final=1.0)
-    assert go(40, 0.3).density == 1 and not late.method.early and control.method.early
-
-
-def test_adaptive_descends_in_small_steps_then_waits_for_the_requirement():
-    control, go = adaptive(share=0.5, early_final=1.0, keep=0.5)
-    assert go(40, 0.9).action == "prune"
-    densities = [go(2, 0.1).density for _ in range(12)]
-    assert densities == sorted(densities, reverse=True) and 0.9 < densities[0] < 1
-    assert densities[9:] == [pytest.approx(0.5, abs=0.01)] * 3
-    assert not control.finished
-
-
-def test_adaptive_goes_deeper_after_a_quick_recovery_and_less_deep_after_a_slow_one():
-    schedule = Descent()
-    assert schedule.after(0.5, 1) == pytest.approx(0.5**1.3) and schedule.after(0.31, 0) == 0.3
-    assert schedule.after(0.5, 3) == 0.5
-    assert 0.5 < schedule.after(0.5, 5) < 1
-
-
-def test_adaptive_undoes_a_descent_that_did_not_recover_and_tries_a_gentler_one():
-    control, go = adaptive(share=0.5, early_final=1.0, keep=0.25)
-    go(40, 0.95)
+def test_adaptive_goes_down_step_by_step_and_undoes_the_one_that_costs_too_much():
+    control, update, measured = seeking([0.95, 0.895, 0.89], keep=0.5, depth=0.04)  # 0.9 - 0.04 * 0.3 = 0.888
+    assert update(10, 0.5).action == "wait" and not measured
+    seen = []
+    original = control._restore
+    control._restore = lambda snapshot: (seen.append(control.density), original(snapshot))
+    with pytest.raises(StopIteration):  # every answer lay above 0.888
+        update(20, 0.9)
+    assert not seen
+    control, update, measured = seeking([0.95, 0.891, 0.887], keep=0.5, depth=0.04)
+    event = update(20, 0.9)
+    assert (event.action, event.density, len(measured)) == ("prune", 1, 6)
+    assert control.density == pytest.approx(0.25, abs=0.01) and control.best["density"] == pytest.approx(0.5, abs=0.01)
+    # Two mini-batches a step; the step that left the requirement met is told as well.
+    assert [(e.iteration, e.phase, e.accuracy) for e in control.events] == [(20, "train", 0.9), (22, "look", 0.95)]
     weights = {name: layer.weight.detach().clone() for name, layer in control.layers.items()}
-    go(20, 0.5)
-    assert control.density == pytest.approx(0.25, abs=0.01)
-    assert [go(2, 0.5).action for _ in range(2)] == ["wait", "prune"]
-    assert control.density == 1
-    for name, layer in control.layers.items():
-        assert torch.equal(layer.weight, weights[name])
-    go(20, 0.5)
-    assert control.density == pytest.approx(0.25**0.4, abs=0.01)
-    assert [go(2, 0.5).action for _ in range(2)] == ["wait", "not recovered"]
+    assert update(30, 0.86).action == "wait" and control.density == pytest.approx(0.25, abs=0.01)
+    assert all(torch.equal(layer.weight, weights[name]) for name, layer in control.layers.items())
+
+
+def test_adaptives_slack_shrinks_to_nothing_and_its_effort_ends():
+    slack = Slack(effort=3.0, depth=0.1, power=1.0)
+    assert slack.least(0.9, 100, 100, None) == pytest.approx(0.87)
+    assert slack.least(0.9, 100, 200, None) == pytest.approx(0.885)
+    assert slack.least(0.9, 100, 300, None) == slack.least(0.9, 100, 340, None) == pytest.approx(0.9)
+    assert slack.least(0.9, 100, 200, 200) == pytest.approx(0.9)  # a smaller budget ends it before
+    assert slack.least(0.5, 100, 100, None) == pytest.approx(0.45)
+    control, update, _ = seeking([0.8, 0.8, 0.95, 0.8], depth=0.01, keep=0.5)
+    assert [update(iteration, 0.9).action for iteration in (50, 70)] == ["wait", "wait"]
+    last = update(100, 0.91)
+    assert control.events[-1].phase == "look" and control.best["density"] == pytest.approx(0.5, abs=0.01)
+    assert last.action == "effort spent" == control.events[-1].action and last.finished and control.finished
+
+
+def test_adaptive_waits_as_long_as_its_effort_lasts():
+    control, update, _ = seeking([0.1], effort=5.0)
+    actions = [update(10 * number, 0.9 if number == 1 else 0.1).action for number in range(1, 6)]
+    assert actions == ["wait"] * 4 + ["effort spent"]
     assert control.best["density"] == 1
 
 
-def test_adaptives_effort_is_measured_against_the_unpruned_training(tmp_path, monkeypatch):
-    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
-    given = {"study": "own", "benchmark": "digits-2c", "requirement": 0.6, "seed": 0, "settings": SETTINGS}
-    record = perform(Run(method="adaptive-early", **given))["result"]
-    unpruned = perform(Run(method="unpruned", **given))["result"]
-    assert record["iterations_unpruned"] == unpruned["iterations"]
-    assert record["effort"] == record["iterations"] / unpruned["iterations"]
+def test_adaptive_needs_to_be_told_how_to_look():
+    control = PruneControl(tiny(), 0.9, METHODS["adaptive"])
+    with pytest.raises(ValueError, match="update.iteration, accuracy, evaluate, measure"):
+        control.update(1, 0.95)
+    assert not control.events
 
 
-@pytest.mark.parametrize("wrong", [{"keep": 0.0}, {"keep": 1.0}, {"share": 0}, {"early_final": 0}, {"every": 0}, {"trials": 0}])
-def test_a_descent_that_makes_no_sense_is_refused(wrong):
+def test_adaptive_stops_where_nothing_is_left():
+    control, update, _ = seeking([0.99] * 40, keep=0.3)
+    assert update(10, 0.95).action == "nothing left to prune"
+    assert sum(layer.significant for layer in control.layers.values()) == 2
+
+
+def test_what_adaptive_measures_counts_as_iterations(digits):
+    training = prepared(METHODS["adaptive"])
+    steps = []
+    optimizer_step = training.optimizer.step
+    training.optimizer.step = lambda: (steps.append(1), optimizer_step())[1]
+    train(training, digits, SETTINGS.recipe, 0)
+    looks = training.control.round
+    assert looks > 5 and training.iteration == len(steps) + 2 * looks
+    assert training.control.best["iteration"] <= training.iteration
+    order = [event.iteration for event in training.control.events]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"keep": 0.0}, {"keep": 1.0}, {"effort": 1.0}, {"effort": math.inf}, {"depth": -0.1}, {"power": math.nan},
+])
+def test_a_slack_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Descent(**wrong)
+        Slack(**wrong)
 
 
-def test_a_descent_needs_its_watch():
-    with pytest.raises(ValueError, match="needs the watch Descend"):
-        Method(saliency.magnitude, saliency.across, Descent())
+def test_measuring_needs_looks():
+    with pytest.raises(ValueError, match="paced by looks"):
+        replace(METHODS["gradual"], measured=1)

@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 import os
 import resource
 import shutil
@@ -14,7 +15,7 @@ import torch
 from pruning import study
 from pruning.claims import markdown
 from pruning.control import METHODS, Restart
-from pruning.dynamics import Bias, Descend, Regrow, Splice, Trace
+from pruning.dynamics import Bias, Regrow, Splice, Trace
 from pruning.files import DamagedFile, load_state, locked, save_state, set_aside, write_whole
 from pruning.masks import density, masked_layers
 from pruning.networks import layers
@@ -30,7 +31,7 @@ from pruning.results import (
     write_record,
     write_table,
 )
-from pruning.schedule import Cubic, Descent, Ladder, Rising
+from pruning.schedule import Cubic, Ladder, Rising, Slack
 from pruning.study import (
     BENCHMARKS,
     PROTOCOL,
@@ -357,20 +358,17 @@ def test_the_readme_holds_what_the_committed_records_give(monkeypatch):
     assert frame(found).to_csv(index=False, lineterminator="\n") == committed, "run 'python -m pruning.study table report'"
 
 
-DESCENT = Descent(
-    keep=0.5, share=0.25, every=10, quick=1, slow=5, bolder=1.3, softer=0.6, gentler=0.4, deepest=0.3, trials=2,
-    begin=200, early_keep=0.985, early_final=1.0,
-)
+SLACK = Slack(effort=2.0, depth=0.05, keep=0.9, power=1.0, patience=2.0)
 
 
 def test_the_methods_are_those_of_this_protocol():
     # A run's key names its method only: whoever changes what a name means must raise PROTOCOL.
     told = {
         name: method and (method.criterion.__name__, method.allocation.__name__, method.schedule, method.rewind,
-                          method.convolution_pace, method.masking.__name__, method.watch, method.restart, method.redense)
+                          method.convolution_pace, method.masking.__name__, method.watch, method.restart, method.redense, method.measured)
         for name, method in METHODS.items()
     }
-    plain = ("cut", None, None, 0)
+    plain = ("cut", None, None, 0, 0)
     assert PROTOCOL == 2 and told == {
         "unpruned": None,
         "iterative": ("magnitude", "by_deviation", Rising(0.1), False, 0.5, *plain),
@@ -380,22 +378,22 @@ def test_the_methods_are_those_of_this_protocol():
         "uniform": ("magnitude", "uniform", Cubic(0.005), False, 1.0, *plain),
         "erk": ("magnitude", "erk", Cubic(0.005), False, 1.0, *plain),
         "lamp": ("magnitude", "lamp", Cubic(0.005), False, 1.0, *plain),
-        "sensitivity": ("sensitivity", "across", Cubic(0.005), False, 1.0, "cut", Trace(), None, 0),
-        "movement": ("movement", "uniform", Ladder(0.7), False, 1.0, "cut", Trace(), None, 0),
-        "snip": ("snip", "across", Ladder(0.7), False, 1.0, "cut", Trace(once=True), Restart(0), 0),
-        "lottery": ("magnitude", "across", Ladder(0.7), False, 1.0, "cut", None, Restart(50), 0),
-        "raterewind": ("magnitude", "across", Ladder(0.7), False, 1.0, "cut", None, Restart(None), 0),
-        "surgery": ("magnitude", "by_deviation", Rising(0.1), False, 0.5, "spliced", Splice(10, 0.2), None, 0),
-        "rigl": ("magnitude", "erk", Ladder(0.7), False, 1.0, "cut", Regrow(0.3), None, 0),
-        "dsd": ("magnitude", "across", Ladder(0.7), False, 1.0, "cut", None, None, 3),
-        "biased": ("magnitude", "by_deviation", Rising(0.1), False, 0.5, "cut", Bias(2e-5, 10.0), None, 0),
+        "sensitivity": ("sensitivity", "across", Cubic(0.005), False, 1.0, "cut", Trace(), None, 0, 0),
+        "movement": ("movement", "uniform", Ladder(0.7), False, 1.0, "cut", Trace(), None, 0, 0),
+        "snip": ("snip", "across", Ladder(0.7), False, 1.0, "cut", Trace(once=True), Restart(0), 0, 0),
+        "lottery": ("magnitude", "across", Ladder(0.7), False, 1.0, "cut", None, Restart(50), 0, 0),
+        "raterewind": ("magnitude", "across", Ladder(0.7), False, 1.0, "cut", None, Restart(None), 0, 0),
+        "surgery": ("magnitude", "by_deviation", Rising(0.1), False, 0.5, "spliced", Splice(10, 0.2), None, 0, 0),
+        "rigl": ("magnitude", "erk", Ladder(0.7), False, 1.0, "cut", Regrow(0.3), None, 0, 0),
+        "dsd": ("magnitude", "across", Ladder(0.7), False, 1.0, "cut", None, None, 3, 0),
+        "biased": ("magnitude", "by_deviation", Rising(0.1), False, 0.5, "cut", Bias(2e-5, 10.0), None, 0, 0),
         **{
-            name: ("magnitude", "across", replace(DESCENT, **change), False, 1.0, "cut", Descend(), None, 0)
-            for name, change in {
-                "adaptive": {}, "adaptive-early": {"early_final": 0.4},
-                "adaptive-unsteered": {"bolder": 1.0, "softer": 1.0}, "adaptive-abrupt": {"share": 1e-9},
-                "adaptive-final": {"trials": 1},
-            }.items()
+            name: ("magnitude", "across", replace(SLACK, **change), False, 1.0, *plain[:-1], measured)
+            for name, change, measured in (
+                ("adaptive", {}, 2), ("adaptive-patient", {"effort": 5.0}, 2), ("adaptive-uncompensated", {}, 0),
+                ("adaptive-strict", {"depth": 0.0}, 2), ("adaptive-constant", {"power": 0.0, "patience": math.inf}, 2),
+                ("adaptive-coarse", {"keep": 0.5}, 2),
+            )
         },
     }
 
