@@ -131,7 +131,7 @@ METHODS: Mapping[str, Method | None] = {
     # The study's own, at twice the unpruned effort and at more; and the first with one ingredient off each: nothing
     # compensated, no slack, a slack that does not shrink, descents in one large step.
     "adaptive": _adaptive(),
-    "adaptive-patient": _adaptive(effort=5.0),
+    "adaptive-patient": _adaptive(effort=5.0, depth=0.03, patience=10.0),
     "adaptive-uncompensated": _adaptive(measured=0),
     "adaptive-strict": _adaptive(depth=0.0),
     "adaptive-constant": _adaptive(power=0.0, patience=math.inf),
@@ -534,7 +534,9 @@ class PruneControl:
                 raise RuntimeError("the criterion has seen no gradient: call observe(iteration) while watching is true")
             return self.memory
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.round)
-        return {name: self.method.criterion(layer, generator) for name, layer in self.layers.items()}
+        # What is looked at is the average: where one is pruned by looks, its weights tell which are small.
+        layers = self._averages if self._averages and self.method.schedule.paced == "looks" else self.layers
+        return {name: self.method.criterion(layers[name], generator) for name in self.layers}
 
     def apply(self, thresholds: Mapping[str, float], scores: Mapping[str, Tensor] | None = None) -> None:
         """Make the masks of model and average anew by one threshold per layer."""

@@ -275,6 +275,14 @@ def test_a_key_follows_from_the_parameters_alone():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
 
 
+def test_a_method_that_became_another_one_has_other_keys(monkeypatch):
+    run, other = run_of("adaptive"), run_of("gradual")
+    keys = run.key, other.key
+    assert run.parameters["revision"] == 1 and "revision" not in other.parameters
+    monkeypatch.setattr(study, "REVISIONS", {"adaptive": 2})
+    assert run.key != keys[0] and other.key == keys[1]
+
+
 # Records
 
 
@@ -390,7 +398,7 @@ def test_the_methods_are_those_of_this_protocol():
         **{
             name: ("magnitude", "across", replace(SLACK, **change), False, 1.0, *plain[:-1], measured)
             for name, change, measured in (
-                ("adaptive", {}, 2), ("adaptive-patient", {"effort": 5.0}, 2), ("adaptive-uncompensated", {}, 0),
+                ("adaptive", {}, 2), ("adaptive-patient", {"effort": 5.0, "depth": 0.03, "patience": 10.0}, 2), ("adaptive-uncompensated", {}, 0),
                 ("adaptive-strict", {"depth": 0.0}, 2), ("adaptive-constant", {"power": 0.0, "patience": math.inf}, 2),
                 ("adaptive-coarse", {"keep": 0.5}, 2),
             )
