@@ -14,7 +14,7 @@ SNAKEMAKE = snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DEVICE)
 
 help: ## this text
 	@echo "make study                 the digits study: trains, then renders every figure (a few minutes)"
-	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (about an hour on 2 cores)"
+	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (one to two hours on 2 cores)"
 	@echo "make study FRESH=1         train again what is trained already"
 	@echo
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

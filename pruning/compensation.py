@@ -1,13 +1,13 @@
 """Compensation: what the weights that stay must change by, so that the outputs survive a pruning.
 
-    jacobian = Jacobian(model, [images])                 # how outputs depend on every weight
-    changes = jacobian.compensated(keep, weights)        # for the synapses that are not kept
+    jacobian = Jacobian(model, [images])     # how the outputs depend on every weight
+    jacobian.compensated(keep, [model])      # prune to the masks keep, and change what stays
 
 A network's outputs are taken as linear in its weights around where it stands, as Optimal Brain
 Surgeon does with the loss (Hassibi and Stork 1993). Cutting synapses moves the outputs of some images by
 their Jacobian times the weights cut; a ridge regression finds the least change of the other weights that
-moves them back. The Jacobian stays thin, one row an image (Benbaki et al. 2023, whose Hessian is the
-same product), so no matrix of weights by weights is ever made.
+moves them back. The Jacobian stays thin, one row an image (as the per-sample
+gradients of CHITA, Benbaki et al. 2023), so no matrix of weights by weights is ever made.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class Jacobian:
 
     Each row is the gradient of one random combination of an image's outputs, signs of +1 and -1 with
     their mean taken away: over many images that is worth all outputs, up to what is added to all
-    alike. ``images`` are mini-batches [N, C, H, W]; the signs follow from ``generator``. Its columns are
-    the synapses that are not pruned and all other parameters.
+    alike. ``images`` are mini-batches [N, C, H, W], logits [N, classes]; the signs follow from ``generator``.
+    ``rows`` has the shape [images, columns], divided by the square root of the number of images; its columns are
+    the synapses that are not pruned and all other parameters, so it takes four bytes an image and weight.
     """
 
     @torch.no_grad()
@@ -56,10 +57,11 @@ class Jacobian:
 
     @torch.no_grad()
     def compensated(self, keep: Mapping[str, Tensor], models: Iterable[nn.Module], damping: float = 0.1) -> None:
-        """Prune every model to the masks ``keep`` (by layer, bool) and change what stays.
+        """Prune every model in place to the masks ``keep`` (by layer, bool, shape of the weight) and change what stays.
 
-        The models have the masks the Jacobian was made with. ``damping`` is the weight of the change itself
-        against that of the outputs, in units of the mean squared column of the Jacobian.
+        The models have the masks the Jacobian was made with, and ``keep`` lies within them.
+        ``damping`` is the weight of the change itself against that of the outputs, in units of the mean
+        squared column of the Jacobian.
         """
         stays = torch.cat([
             keep[name.removesuffix(".weight")][mask].flatten() if (mask := self.masks.get(name)) is not None

@@ -10,7 +10,7 @@
 
 Phases: ``train`` until the start condition (the requirement met), ``recover`` after every
 pruning, ``dense`` where a method lets all synapses come back, ``done`` once a stop condition
-holds. What is delivered is the sparsest model that met the requirement.
+holds. An event of phase ``look`` is a step of pruning that left the requirement met. What is delivered is the sparsest model that met the requirement.
 
 Some methods work at every iteration; their loop says before the optimizer's update:
 

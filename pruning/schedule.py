@@ -68,8 +68,9 @@ class Slack:
     At every evaluation the network is pruned step by step, to the fraction ``keep`` of its synapses each, as long
     as its accuracy stays at or above ``least``. The slack begins at ``depth`` times the standard
     deviation of one image's right or wrong at the requirement, sqrt(r (1 - r)), which makes it comparable between tasks
-    (Cohen's effect size for proportions), and has shrunk to zero when the training has cost ``effort``
-    times the iterations after which the requirement was met first: then it ends. While the requirement is not met
+    (for small differences that is Cohen's effect size of proportions), and shrinks, as the fraction of the effort that
+    is left to the power ``power`` (0: not at all), to zero when the training has cost ``effort``
+    times the iterations after which the requirement was met first: then pruning ends. While the requirement is not met
     the slack shrinks besides, to 1/e in ``patience`` evaluations, so that a network which does not recover is let be.
     """
 

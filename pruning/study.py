@@ -386,9 +386,7 @@ def _record(run: Run, dataset: datasets.Dataset, training: Training, device: tor
     parts = [
         {
             "name": layer.name, "kind": layer.kind, "shape": list(layer.shape), "synapses": layer.synapses,
-            # What never met the requirement shows no synapse to be dispensable, even if it was pruned early.
-            "significant": found[layer.name].significant if best else layer.synapses,
-            "biases": layer.biases, "positions": layer.positions,
+            "significant": found[layer.name].significant, "biases": layer.biases, "positions": layer.positions,
         }
         | ({"mask": _packed(found[layer.name].mask)} if layer.synapses <= MASK_LIMIT else {})
         for layer in table
