@@ -87,6 +87,7 @@ LOOKS = {
     "dsd": Look("#d4a5a5", (6, 1, 0), "||", "dense-sparse-dense"),
     "surgery": Look("#3d405b", (3, 1, 0), "++", "network surgery"),
     "biased": Look("#81a4cd", (3, 1, 180), "--", "biased decay"),
+    "hashed": Look("#7f7f3f", (5, 0, 0), "o", "HashedNets"),
     "adaptive-patient": Look("#9a3d00", (5, 1, 36), "\\\\|", "adaptive, patient"),
     "adaptive-uncompensated": Look("#e89a5b", (4, 0, 0), "\\\\", "adaptive, not compensated"),
     "adaptive-strict": Look("#f2c14e", (7, 1, 0), "\\\\-", "adaptive, no slack"),

@@ -6,31 +6,24 @@ Such a network is not pruned: it is trained with its few weights from the start.
 counts as one synapse here, so that a density means the same number of stored weights as a pruned
 network's; which weight a connection shares follows from the seed and takes no memory.
 
-    python -m pruning.hashed digits-2c --requirement 0.95 --seed 0
-
-puts it beside the pruning methods of a study: a ladder of densities, each trained from its
-initialisation with the study's recipe until the requirement is met. All iterations count.
+``ladder`` puts it beside the pruning methods: a ladder of densities, each trained from its
+initialisation with the same recipe until the requirement is met. A study takes it as the method ``hashed``.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.datasets import DataError, Dataset, load
-from pruning.masks import _Masked
-from pruning.networks import layers as network_layers
+from pruning.datasets import Dataset
+from pruning.masks import _Masked, masked_layers
 from pruning.networks import lenet
 from pruning.schedule import Ladder
-from pruning.study import BENCHMARKS, Settings, StudyError, find
-from pruning.training import WEIGHTS, Training, accuracy, assembled, generator, prepare, train
+from pruning.training import WEIGHTS, Recipe, Training, assembled, generator, prepare, train
 
 HASHED = 3  # the purpose of a random generator, beside those of ``training``
 
@@ -117,89 +110,49 @@ def _twin(layer: nn.Linear | nn.Conv2d, weights: int, seed: int) -> HashedLinear
     )
 
 
-@dataclass(frozen=True)
-class Rung:
-    """One training: ``weights`` real ones of ``synapses`` connections, and whether it met the requirement.
-
-    ``iterations`` counts this training, ``spent`` all of them so far, the one of the unpruned
-    network counted; ``effort`` is that over the unpruned network's.
-    """
-
-    weights: int
-    synapses: int
-    reached: bool
-    accuracy: float
-    iterations: int
-    spent: int
-    effort: float
-    model: nn.Module
-
-    @property
-    def density(self) -> float:
-        return self.weights / self.synapses
-
-
 def ladder(
-    notation: str, dataset: Dataset, settings: Settings, requirement: float, seed: int, keep: float = 0.7,
-) -> Iterator[Rung]:
+    notation: str, dataset: Dataset, recipe: Recipe, requirement: float, seed: int, patience: int, budget: int,
+    keep: float = 0.7, **given,
+) -> Training:
     """HashedNets of fewer and fewer weights, ``keep`` times those of the last, until one misses the requirement.
 
-    The first is the unpruned network. Each later training may take as long as that one, and the
-    settings' patience more; all of them share the settings' budget of iterations.
+    The first is the unpruned network. Each later training starts anew and may take as long as that one, and
+    ``patience`` evaluations more; ``budget`` limits the iterations of all together. They are returned as one training:
+    its control has the events of all and delivers the smallest network that met the requirement, every iteration
+    counts, and a density is that of stored weights to connections. ``given`` goes on to ``train``.
     """
-    recipe, synapses = settings.recipe, sum(layer.synapses for layer in network_layers(notation))
-    training = prepare(notation, recipe, requirement, None, seed, dataset.train.images.device, budget=settings.budget)
-    schedule, spent, dense, weights, number = Ladder(keep), 0, None, synapses, 0
-    while True:
-        control = train(training, dataset, recipe, seed).control
-        spent += training.iteration
-        dense = dense or training.iteration
-        found = control.best["accuracy"] if control.reached else control.events[-1].accuracy
-        yield Rung(
-            weights, synapses, control.reached, found, training.iteration, spent, spent / dense, control.delivered(),
-        )
-        allowed = min(dense + settings.patience * recipe.interval, settings.budget - spent)
-        if not control.reached or allowed < recipe.interval:
-            return
-        number += 1
-        training = _prepared(notation, settings, requirement, seed, schedule.amount(number), allowed, dataset)
-        weights = training.control.synapses
-
-
-def _prepared(notation, settings, requirement, seed, density, budget, dataset) -> Training:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
-        model = hashed(lenet(notation), density, seed).to(dataset.train.images.device)
-    return assembled(model, settings.recipe, requirement, None, seed, budget=budget)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """HashedNets of fewer and fewer weights, one line each; the test split is read for the last that met it."""
-    parser = argparse.ArgumentParser(prog="python -m pruning.hashed", description=main.__doc__)
-    parser.add_argument("benchmark")
-    parser.add_argument("--requirement", type=float, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    try:
-        settings = find(given.benchmark).settings[given.benchmark]
-        name, notation = BENCHMARKS[given.benchmark]
-        dataset, best = load(name), None
-        for rung in ladder(notation, dataset, settings, given.requirement, given.seed):
-            best = rung if rung.reached else best
-            print(
-                f"{rung.weights} weights ({100 * rung.density:.2f} %): validation accuracy {rung.accuracy:.4f}, "
-                f"{rung.iterations} iterations, effort {rung.effort:.2f}, {'met' if rung.reached else 'not met'}",
-                flush=True,
-            )
-        if best:
-            print(f"delivered: {best.weights} weights, test accuracy {accuracy(best.model, dataset.test):.4f}")
-    except (StudyError, DataError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    dense = best = train(
+        prepare(notation, recipe, requirement, None, seed, dataset.train.images.device, budget=budget),
+        dataset, recipe, seed, **given,
+    )
+    schedule, events, spent, seconds = Ladder(keep), list(dense.control.events), dense.iteration, dense.seconds
+    origin = {"average": dense.average.state_dict()}
+    total, start, met, rung, action = dense.control.synapses, dense.control.start, dense.control.best, 0, None
+    while action is None and met:
+        rung += 1
+        allowed = min(start + patience * recipe.interval, budget - spent)
+        if allowed < recipe.interval:
+            action = "budget spent"
+            break
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
+            model = hashed(lenet(notation), schedule.amount(rung), seed).to(dataset.train.images.device)
+        training = train(assembled(model, recipe, requirement, None, seed, budget=allowed), dataset, recipe, seed, **given)
+        control, layers = training.control, masked_layers(model)
+        parts = {name: layer.synapses / layer.connections for name, layer in layers.items()}
+        density = control.synapses / total
+        events += [
+            replace(event, iteration=spent + event.iteration, density=density, densities=parts, action="wait")
+            for event in control.events
+        ]
+        spent, seconds = spent + training.iteration, seconds + training.seconds
+        if control.reached:
+            best, met = training, control.best | {"iteration": spent, "density": density}
+        else:
+            action = "budget spent" if spent >= budget else "not recovered"
+    if action:
+        events[-1] = replace(events[-1], action=action)
+    control = best.control
+    control.events, control.start, control.best, control.origin = events, start, met, origin
+    best.iteration, best.seconds = spent, seconds
+    return best

@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pruning import __version__, convolution, datasets
 from pruning.control import METHODS
 from pruning.files import DamagedFile, locked, save_state, set_aside, write_whole
+from pruning.hashed import ladder
 from pruning.masks import masked_layers
 from pruning.networks import layers as network_layers
 from pruning.results import ROOT, digest, folder, read_record, readme, write_record, write_table
@@ -39,6 +40,8 @@ from pruning.training import Recipe, Training, accuracy, network, prepare, train
 PROTOCOL = 2
 # The same for a single method: how often it has become another one under its name.
 REVISIONS = {"adaptive": 1}
+# No way of pruning, but taken as a method: few weights shared by all connections from the start (``hashed.ladder``).
+HASHED = "hashed"
 TRAJECTORY_POINTS = 80
 HISTOGRAM_BINS = 41
 # Layers of at most so many synapses show their mask in the record (the report's figure 1).
@@ -123,7 +126,7 @@ class Run(Strict):
     @field_validator("method")
     @classmethod
     def _method(cls, name: str) -> str:
-        return _among(METHODS, "method", name)
+        return _among([*METHODS, HASHED], "method", name)
 
     @property
     def dataset(self) -> str:
@@ -188,7 +191,7 @@ class _StudySpec(Strict):
     @classmethod
     def _methods(cls, found: list) -> list:
         for name in found:
-            _among(METHODS, "method", name)
+            _among([*METHODS, HASHED], "method", name)
         return found
 
 
@@ -338,17 +341,22 @@ def perform(
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
         dataset = dataset_of(run.dataset, str(target))
-        training = prepare(
-            run.network, run.settings.recipe, run.requirement, METHODS[run.method], run.seed, target,
-            **run.settings.limits,
-        )
         checkpoint = run.place("work", ".checkpoint")
-        owner = f"{run.key} {dataset.fingerprint}"
-        train(
-            training, dataset, run.settings.recipe, run.seed, checkpoint, owner, every,
-            dense=folder(run.study) / "work" / f"dense-{run.benchmark}-{run.seed}-{target.type}",
-            dense_owner=f"{run.dense_key} {dataset.fingerprint}", progress=progress, warn=warn,
-        )
+        if run.method == HASHED:  # many short trainings: one that is stopped starts again
+            training = ladder(
+                run.network, dataset, run.settings.recipe, run.requirement, run.seed, run.settings.patience,
+                run.settings.budget, progress=progress,
+            )
+        else:
+            training = prepare(
+                run.network, run.settings.recipe, run.requirement, METHODS[run.method], run.seed, target,
+                **run.settings.limits,
+            )
+            train(
+                training, dataset, run.settings.recipe, run.seed, checkpoint, f"{run.key} {dataset.fingerprint}", every,
+                dense=folder(run.study) / "work" / f"dense-{run.benchmark}-{run.seed}-{target.type}",
+                dense_owner=f"{run.dense_key} {dataset.fingerprint}", progress=progress, warn=warn,
+            )
         record = _record(run, dataset, training, target)
         delivered = training.control.delivered()
         save_state(run.place("models", ".model"), {"network": run.network, "state": delivered.state_dict()}, run.key)
@@ -388,7 +396,7 @@ def _record(run: Run, dataset: datasets.Dataset, training: Training, device: tor
             "name": layer.name, "kind": layer.kind, "shape": list(layer.shape), "synapses": layer.synapses,
             "significant": found[layer.name].significant, "biases": layer.biases, "positions": layer.positions,
         }
-        | ({"mask": _packed(found[layer.name].mask)} if layer.synapses <= MASK_LIMIT else {})
+        | ({"mask": _packed(mask)} if (mask := found[layer.name].mask).numel() == layer.synapses <= MASK_LIMIT else {})
         for layer in table
     ]
     synapses = sum(part["synapses"] for part in parts)
@@ -409,7 +417,10 @@ def _record(run: Run, dataset: datasets.Dataset, training: Training, device: tor
         "iterations_spent": training.iteration,
         "stopped": control.events[-1].action,
         "macs_dense": macs,
-        "macs": sum(part["significant"] * part["positions"] for part in parts),
+        # Hashed connections share their weights, but each of them multiplies.
+        "macs": sum(
+            getattr(found[layer.name], "connections", found[layer.name].significant) * layer.positions for layer in table
+        ),
         # A backward pass takes about twice the forward pass's multiply-accumulates.
         "training_macs": 3 * macs * run.settings.batch * iterations,
     }

@@ -1,17 +1,19 @@
 import copy
-from itertools import islice
+from itertools import accumulate
 
 import pytest
 import torch
 from torch import nn
 
 from pruning import datasets, density, masked_layers
-from pruning.hashed import HashedConv2d, HashedLinear, hashed, ladder, main
+from pruning.hashed import HashedConv2d, HashedLinear, hashed, ladder
 from pruning.networks import layers, lenet
-from pruning.study import Settings
-from pruning.training import accuracy
+from pruning.results import read_record
+from pruning.study import Run, Settings, perform
+from pruning.training import Recipe, accuracy
 
 NETWORK = "28x28-6c5-16c5-120-84-10"
+RECIPE = Recipe(batch=32, warmup=20, averaging=0.9, interval=20)
 
 
 def test_a_layer_has_the_stated_number_of_parameters():
@@ -88,24 +90,58 @@ def test_bad_parameters(make, said):
         make()
 
 
-def test_a_ladder_counts_every_iteration():
+@pytest.fixture(scope="module")
+def rungs():
+    """A ladder on the digits, as one training and as the trainings it is made of."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    digits = datasets.load("digits")
-    settings = Settings(batch=32, warmup=20, averaging=0.9, interval=20, patience=4, budget=400)
-    rungs = list(islice(ladder(NETWORK, digits, settings, 0.6, 0), 3))
+    digits, lasts = datasets.load("digits"), []
+    whole = ladder(
+        NETWORK, digits, RECIPE, 0.6, 0, patience=4, budget=400,
+        progress=lambda event, training: event.finished and lasts.append((training, event)),
+    )
     torch.set_num_threads(before)
-    assert [rung.reached for rung in rungs[:2]] == [True, True]
-    total = rungs[0].synapses
-    assert rungs[0].weights == total == sum(layer.synapses for layer in layers(NETWORK))
-    assert [rung.density for rung in rungs] == pytest.approx([0.7**n for n in range(len(rungs))], abs=1e-3)
-    for number, rung in enumerate(rungs):
-        assert rung.spent == sum(other.iterations for other in rungs[: number + 1]) <= 400
-        assert rung.effort == rung.spent / rungs[0].iterations
-    assert sum(layer.synapses for layer in masked_layers(rungs[1].model).values()) == rungs[1].weights
-    assert accuracy(rungs[1].model, digits.validation) == rungs[1].accuracy >= 0.6
+    return digits, whole, lasts
 
 
-def test_the_command_names_an_unknown_benchmark(capsys):
-    assert main(["nothing", "--requirement", "0.9"]) == 1
-    assert "no study has a benchmark 'nothing'" in capsys.readouterr().err
+def test_a_ladder_counts_every_iteration(rungs):
+    digits, whole, lasts = rungs
+    control, total = whole.control, sum(layer.synapses for layer in layers(NETWORK))
+    met = [event.accuracy >= 0.6 for _, event in lasts]
+    assert all(met[:-1]) and len(lasts) > 3 and control.start == lasts[0][1].iteration
+    spent = list(accumulate(event.iteration for _, event in lasts))
+    assert whole.iteration == spent[-1] == control.events[-1].iteration <= 400
+    assert len(control.events) == spent[-1] // 20 and control.events[-1].action in ("budget spent", "not recovered")
+    best = max(number for number, there in enumerate(met) if there)
+    assert control.best["iteration"] == spent[best] and control.best["accuracy"] == lasts[best][1].accuracy
+    assert control.best["density"] == lasts[best][0].control.synapses / total == pytest.approx(0.7**best, rel=2e-2)
+    seen = sorted({event.density for event in control.events}, reverse=True)
+    assert seen == pytest.approx([0.7**n for n in range(len(lasts))], rel=2e-2)
+
+
+def test_a_ladder_delivers_its_smallest_network_that_met_the_requirement(rungs):
+    digits, whole, _ = rungs
+    model, best = whole.control.delivered(), whole.control.best
+    found = masked_layers(model)
+    weights = sum(layer.significant for layer in found.values())
+    assert weights / sum(layer.connections for layer in found.values()) == best["density"] < 0.5
+    assert accuracy(model, digits.validation) == best["accuracy"] >= 0.6
+
+
+def test_a_ladder_ends_where_the_requirement_is_out_of_reach():
+    digits = datasets.load("digits")
+    whole = ladder(NETWORK, digits, RECIPE, 0.999, 0, patience=4, budget=40)
+    assert not whole.control.reached and whole.iteration == 40 and whole.control.start is None
+
+
+def test_a_study_takes_it_as_a_method(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
+    settings = Settings(batch=32, warmup=20, averaging=0.9, interval=20, patience=4, budget=200)
+    run = Run(study="tiny", benchmark="digits-2c", requirement=0.6, method="hashed", seed=0, settings=settings)
+    record = perform(run)
+    result, parts = record["result"], record["layers"]
+    assert result["reached"] and result["density"] < 1 and result["effort"] > 1
+    assert result["significant"] == sum(part["significant"] for part in parts) < result["synapses"]
+    assert result["macs"] == result["macs_dense"], "every connection multiplies, whatever it shares"
+    assert not any("mask" in part for part in parts), "a mask of shared weights is none of connections"
+    assert read_record(run.record_path) == record
