@@ -55,6 +55,21 @@ class Jacobian:
         rows = rows.flatten(1)
         return rows[:, self.masks[name].flatten()] if name in self.masks else rows
 
+    def _stays(self, keep: Mapping[str, Tensor]) -> Tensor:
+        """Which columns belong to what ``keep`` keeps [columns]."""
+        return torch.cat([
+            keep[name.removesuffix(".weight")][mask].flatten() if (mask := self.masks.get(name)) is not None
+            else torch.ones(shape.numel(), dtype=torch.bool, device=self.rows.device)
+            for name, shape in self.shapes.items()
+        ])
+
+    def within(self, keep: Mapping[str, Tensor]) -> Jacobian:
+        """The same rows for the masks ``keep``, within those they were made with: for a next step without measuring anew."""
+        other = copy.copy(self)
+        other.rows = self.rows[:, self._stays(keep)]
+        other.masks = {name: keep[name.removesuffix(".weight")].clone() for name in self.masks}
+        return other
+
     @torch.no_grad()
     def compensated(self, keep: Mapping[str, Tensor], models: Iterable[nn.Module], damping: float = 0.1) -> None:
         """Prune every model in place to the masks ``keep`` (by layer, bool, shape of the weight) and change what stays.
@@ -63,11 +78,7 @@ class Jacobian:
         ``damping`` is the weight of the change itself against that of the outputs, in units of the mean
         squared column of the Jacobian.
         """
-        stays = torch.cat([
-            keep[name.removesuffix(".weight")][mask].flatten() if (mask := self.masks.get(name)) is not None
-            else torch.ones(shape.numel(), dtype=torch.bool, device=self.rows.device)
-            for name, shape in self.shapes.items()
-        ])
+        stays = self._stays(keep)
         left, cut = self.rows[:, stays], self.rows[:, ~stays]
         ridge = damping * self.rows.square().sum() / self.rows.shape[1]
         gram = left @ left.T

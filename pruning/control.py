@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -129,13 +129,14 @@ METHODS: Mapping[str, Method | None] = {
     ),
     "biased": Method(saliency.magnitude, saliency.by_deviation, Rising(0.1), convolution_pace=0.5, watch=Bias()),
     # The study's own, at twice the unpruned effort and at more; and the first with one ingredient off each: nothing
-    # compensated, no slack, a slack that does not shrink, descents in one large step.
+    # compensated, no slack, a slack that does not shrink, large steps, descents as deep as the slack allows.
     "adaptive": _adaptive(),
     "adaptive-patient": _adaptive(effort=5.0, depth=0.03, patience=10.0),
     "adaptive-uncompensated": _adaptive(measured=0),
     "adaptive-strict": _adaptive(depth=0.0),
     "adaptive-constant": _adaptive(power=0.0, patience=math.inf),
     "adaptive-coarse": _adaptive(keep=0.5),
+    "adaptive-steep": _adaptive(decay=math.inf),
 }
 
 
@@ -344,7 +345,7 @@ class PruneControl:
 
     def delivered(self) -> nn.Module:
         """A copy of the sparsest model that met the requirement; of the model as it is, where none did."""
-        model = copy.deepcopy(self.average if self.average is not None else self.model)
+        model = copy.deepcopy(self._looked_at)
         if self.best:
             model.load_state_dict(self.best["model"])
         for layer in masked_layers(model).values():
@@ -427,26 +428,43 @@ class PruneControl:
     def _look(
         self, iteration: int, accuracy: float, evaluate: Callable, measure: Callable
     ) -> tuple[dict | None, list[Event]]:
-        """Prune step by step as far as the schedule lets the accuracy fall; undo the step that fell below.
+        """Prune step by step as far as the schedule lets accuracy and density fall; undo each step that fell below.
 
+        Such a step is tried again with what is measured anew, if that had served a step already, then at half its size.
         Returns the last thresholds, and the events of steps that left the requirement met.
         """
         schedule, layers = self.method.schedule, self.layers.values()
         missed = 0 if accuracy >= self.requirement else self.missed + 1
         least = schedule.least(self.requirement, self.start, iteration, self.budget, missed)
-        found, seen = None, []
+        last = next((event.iteration for event in reversed(self.events) if event.phase != "look"), 0)
+        then = 2 * iteration - last  # the next evaluation is as far as the last
+        lowest = schedule.lowest(self.start, then, self.budget) * self.synapses
+        found, seen, keep, jacobian, fresh = None, [], schedule.keep, None, False
         while accuracy >= least and (left := sum(layer.significant for layer in layers)) > len(layers):
+            if schedule.keep**0.5 * left < lowest:
+                break
             before = copy.deepcopy(self._snapshot())
             self.round += 1
-            target = max(min(schedule.keep * left, left - 1), len(layers))
+            if jacobian is None and self.method.measured:
+                images = [measure() for _ in range(self.method.measured)]
+                iteration += len(images)
+                jacobian, fresh = Jacobian(self._looked_at, images, self._generator), True
+            target = max(min(max(keep * left, lowest), left - 1), len(layers))
             self.progress = dict.fromkeys(self.layers, target / self.synapses)
-            images = [measure() for _ in range(self.method.measured)]
-            iteration += len(images)
-            thresholds = self._prune(images)
-            accuracy = evaluate()
-            if accuracy < least:
+            thresholds = self._prune(jacobian)
+            after = evaluate()
+            if after < least:
                 self._restore(before)
-                break
+                if jacobian is not None and not fresh:
+                    jacobian = None  # the network has moved away from where it was measured
+                elif keep == schedule.keep:
+                    keep = schedule.keep**0.5
+                else:
+                    break
+                continue
+            accuracy, keep, fresh = after, schedule.keep, False
+            if jacobian is not None:
+                jacobian = jacobian.within({name: layer.mask for name, layer in self.layers.items()})
             found, density = thresholds, self.density
             if accuracy >= self.requirement:
                 self._keep(iteration, accuracy, density)
@@ -513,27 +531,32 @@ class PruneControl:
         return sum(layer.synapses for layer in self.layers.values())
 
     @torch.no_grad()
-    def _prune(self, images: Sequence[Tensor] = ()) -> dict[str, float]:
+    def _prune(self, jacobian: Jacobian | None = None) -> dict[str, float]:
         scores = self._scores()
         amounts = {name: self.method.schedule.amount(done) for name, done in self.progress.items()}
         thresholds = self.method.allocation(self.layers, scores, amounts)
-        if images:
-            self._compensate(thresholds, scores, images)
+        if jacobian is not None:
+            keep = {name: self.method.masking(layer, scores[name], thresholds[name]) for name, layer in self.layers.items()}
+            jacobian.compensated(keep, {id(model): model for model in (self.model, self._looked_at)}.values())
         self.apply(thresholds, scores)
         return thresholds
 
-    def _compensate(self, thresholds: Mapping, scores: Mapping, images: Sequence[Tensor]) -> None:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.round)
-        model = self.average if self.average is not None else self.model
-        keep = {name: self.method.masking(layer, scores[name], thresholds[name]) for name, layer in self.layers.items()}
-        Jacobian(model, images, generator).compensated(keep, {id(m): m for m in (self.model, model)}.values())
+    @property
+    def _looked_at(self) -> nn.Module:
+        """The model that is evaluated and delivered."""
+        return self.average if self.average is not None else self.model
+
+    @property
+    def _generator(self) -> torch.Generator:
+        """A random generator for each seed and round."""
+        return torch.Generator().manual_seed(1_000_003 * self.seed + self.round)
 
     def _scores(self) -> dict[str, Tensor]:
         if self._traced:
             if not self.memory:
                 raise RuntimeError("the criterion has seen no gradient: call observe(iteration) while watching is true")
             return self.memory
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.round)
+        generator = self._generator
         # What is looked at is the average: where one is pruned by looks, its weights tell which are small.
         layers = self._averages if self._averages and self.method.schedule.paced == "looks" else self.layers
         return {name: self.method.criterion(layers[name], generator) for name in self.layers}
@@ -568,8 +591,7 @@ class PruneControl:
 
     def _keep(self, iteration: int, accuracy: float, density: float) -> None:
         if self.best is None or density < self.best["density"]:
-            model = self.average if self.average is not None else self.model
-            state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            state = {name: tensor.detach().clone() for name, tensor in self._looked_at.state_dict().items()}
             self.best = {"iteration": iteration, "accuracy": accuracy, "density": density, "model": state}
 
     def _snapshot(self) -> dict:

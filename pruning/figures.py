@@ -93,6 +93,7 @@ LOOKS = {
     "adaptive-strict": Look("#f2c14e", (7, 1, 0), "\\\\-", "adaptive, no slack"),
     "adaptive-constant": Look("#c0705a", (8, 1, 0), "/", "adaptive, constant slack"),
     "adaptive-coarse": Look("#b07aa1", (3, 0, 0), "/|", "adaptive, large steps"),
+    "adaptive-steep": Look("#59a14f", (6, 0, 0), "|-|", "adaptive, no limit on descents"),
 }
 _SPARE_COLORS = tuple(seaborn.color_palette("colorblind").as_hex()[index] for index in (5, 8, 6))
 _NETWORKS = {"lenet-300-100": "LeNet-300-100", "lenet-5": "LeNet-5-Caffe"}

@@ -65,13 +65,16 @@ class Cubic:
 class Slack:
     """Descents as deep as the validation accuracy allows: below the requirement, by a slack that shrinks to nothing.
 
-    At every evaluation the network is pruned step by step, to the fraction ``keep`` of its synapses each, as long
-    as its accuracy stays at or above ``least``. The slack begins at ``depth`` times the standard
+    At every evaluation the network is pruned step by step, to the fraction ``keep`` of its synapses each (its square root
+    where that is too much), as long as its accuracy stays at or above ``least`` and its density at or above ``lowest``.
+    The slack begins at ``depth`` times the standard
     deviation of one image's right or wrong at the requirement, sqrt(r (1 - r)), which makes it comparable between tasks
     (for small differences that is Cohen's effect size of proportions), and shrinks, as the fraction of the effort that
     is left to the power ``power`` (0: not at all), to zero when the training has cost ``effort``
     times the iterations after which the requirement was met first: then pruning ends. While the requirement is not met
     the slack shrinks besides, to 1/e in ``patience`` evaluations, so that a network which does not recover is let be.
+    The density may fall by the factor 1/e ``decay`` times over that way, evenly (infinite: at once), so that a long way is not
+    spent on recovering from its first descent.
     """
 
     effort: float = 2.0
@@ -79,6 +82,7 @@ class Slack:
     keep: float = 0.9
     power: float = 1.0
     patience: float = 2.0
+    decay: float = 9.0
     paced: ClassVar[str] = "looks"
 
     def __post_init__(self):
@@ -86,8 +90,9 @@ class Slack:
             raise ValueError(f"keep must lie between 0 and 1, got {self.keep}")
         if not 1 < self.effort < math.inf:
             raise ValueError(f"effort must be more than 1, got {self.effort}")
-        if not self.patience > 0:
-            raise ValueError(f"patience must be positive, got {self.patience}")
+        for name in ("patience", "decay"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("depth", "power"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -100,8 +105,15 @@ class Slack:
         """The iteration at which the slack is gone, where the requirement was met first after ``start``."""
         return min(self.effort * start, math.inf if budget is None else budget)
 
+    def gone(self, start: int, now: int, budget: int | None) -> float:
+        """The fraction of the way from ``start`` to the end that iteration ``now`` has behind it, at most 1."""
+        return min((now - start) / max(self.end(start, budget) - start, 1), 1)
+
     def least(self, requirement: float, start: int, now: int, budget: int | None, missed: int = 0) -> float:
         """The accuracy that a step of pruning at iteration ``now`` must leave, after so many evaluations below."""
-        gone = min((now - start) / max(self.end(start, budget) - start, 1), 1)
-        slack = self.depth * (1 - gone) ** self.power * math.exp(-missed / self.patience)
+        slack = self.depth * (1 - self.gone(start, now, budget)) ** self.power * math.exp(-missed / self.patience)
         return requirement - slack * math.sqrt(requirement * (1 - requirement))
+
+    def lowest(self, start: int, then: int, budget: int | None) -> float:
+        """The density below which no step goes before iteration ``then``, that of the next evaluation."""
+        return math.exp(-self.decay * self.gone(start, then, budget)) if then > start else 1.0

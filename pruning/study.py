@@ -39,7 +39,10 @@ from pruning.training import Recipe, Training, accuracy, network, prepare, train
 # To be raised when a change to the code makes the same parameters give other numbers.
 PROTOCOL = 2
 # The same for a single method: how often it has become another one under its name.
-REVISIONS = {"adaptive": 1}
+REVISIONS = {
+    "adaptive": 2, "adaptive-patient": 1, "adaptive-uncompensated": 1, "adaptive-strict": 1, "adaptive-constant": 1,
+    "adaptive-coarse": 1,
+}
 # No way of pruning, but taken as a method: few weights shared by all connections from the start (``hashed.ladder``).
 HASHED = "hashed"
 TRAJECTORY_POINTS = 80

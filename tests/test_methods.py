@@ -625,6 +625,21 @@ def test_compensation_is_the_ridge_regression_on_what_stays():
             assert torch.equal(layer.mask, keep[name]) and not layer.weight[~layer.mask].any()
 
 
+def test_what_is_measured_serves_a_next_step():
+    model, (images, _) = tiny(), examples(0)
+    jacobian = Jacobian(model, [images], torch.Generator().manual_seed(0))
+    keep = pruned_at_random(model, 0.3, 0)
+    for name, mask in keep.items():
+        model.get_submodule(name).set_mask(mask)
+    there = {f"{name}.weight": mask for name, mask in keep.items()}
+    columns = torch.cat([
+        there.get(name, torch.ones_like(value, dtype=torch.bool)).flatten() for name, value in model.named_parameters()
+    ])
+    assert torch.equal(jacobian.within(keep).rows, jacobian.rows[:, columns])
+    jacobian.within(keep).compensated(pruned_at_random(model, 0.3, 1), [model])
+    assert all(not layer.weight[~keep[name]].any() for name, layer in masked_layers(model).items())
+
+
 def test_the_weights_that_stay_make_up_for_those_cut(digits):
     training = prepare(NETWORK, SETTINGS.recipe, 0.99, None, 0)
     stream = batches(digits, SETTINGS.recipe, 0)
@@ -649,7 +664,7 @@ def seeking(accuracies, requirement=0.9, **changes):
     """The adaptive method on a tiny model, its trials answered from a list, and what it measured."""
     model = tiny()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    method = replace(METHODS["adaptive"], schedule=Slack(**changes))
+    method = replace(METHODS["adaptive"], schedule=Slack(**{"decay": math.inf} | changes))
     control = PruneControl(model, requirement, method, optimizer=optimizer)
     answers, measured = iter(accuracies), []
 
@@ -660,24 +675,47 @@ def seeking(accuracies, requirement=0.9, **changes):
     return control, lambda iteration, found: control.update(iteration, found, lambda: next(answers), measure), measured
 
 
-def test_adaptive_goes_down_step_by_step_and_undoes_the_one_that_costs_too_much():
-    control, update, measured = seeking([0.95, 0.895, 0.89], keep=0.5, depth=0.04)  # 0.9 - 0.04 * 0.3 = 0.888
+def test_adaptive_goes_down_step_by_step_and_undoes_what_costs_too_much():
+    control, update, measured = seeking([0.95, 0.895, 0.889], keep=0.5, depth=0.04)  # 0.9 - 0.04 * 0.3 = 0.888
     assert update(10, 0.5).action == "wait" and not measured
-    seen = []
-    original = control._restore
-    control._restore = lambda snapshot: (seen.append(control.density), original(snapshot))
     with pytest.raises(StopIteration):  # every answer lay above 0.888
         update(20, 0.9)
-    assert not seen
-    control, update, measured = seeking([0.95, 0.891, 0.887], keep=0.5, depth=0.04)
+    assert len(measured) == 2, "steps that succeed are compensated by one measurement"
+    control, update, measured = seeking([0.95, 0.891, 0.887, 0.8, 0.7], keep=0.5, depth=0.04)
+    tried = []
+    restore = control._restore
+    control._restore = lambda snapshot: (tried.append((control.density, len(measured))), restore(snapshot))
     event = update(20, 0.9)
-    assert (event.action, event.density, len(measured)) == ("prune", 1, 6)
+    assert (event.action, event.density) == ("prune", 1)
     assert control.density == pytest.approx(0.25, abs=0.01) and control.best["density"] == pytest.approx(0.5, abs=0.01)
-    # Two mini-batches a step; the step that left the requirement met is told as well.
+    # The step that failed once more, measured anew, and at half its size.
+    assert [count for _, count in tried] == [2, 4, 4]
+    assert [density for density, _ in tried] == pytest.approx([0.125, 0.125, 0.25 * 0.5**0.5], abs=0.01)
+    # Two mini-batches a measurement; the step that left the requirement met is told as well.
     assert [(e.iteration, e.phase, e.accuracy) for e in control.events] == [(20, "train", 0.9), (22, "look", 0.95)]
     weights = {name: layer.weight.detach().clone() for name, layer in control.layers.items()}
     assert update(30, 0.86).action == "wait" and control.density == pytest.approx(0.25, abs=0.01)
     assert all(torch.equal(layer.weight, weights[name]) for name, layer in control.layers.items())
+
+
+def test_adaptive_tries_half_a_step_where_a_whole_one_fails():
+    control, update, measured = seeking([0.8, 0.95, 0.8, 0.8, 0.8], keep=0.5, depth=0.04)
+    assert update(20, 0.9).action == "prune" and control.best["density"] == pytest.approx(0.5**0.5, abs=0.01)
+    assert control.density == control.best["density"] and len(measured) == 4
+
+
+def test_adaptives_density_falls_no_faster_than_its_decay():
+    slack = Slack(effort=3.0, decay=4.0)
+    assert slack.lowest(100, 150, None) == pytest.approx(math.exp(-1)) and slack.lowest(100, 100, None) == 1
+    assert slack.lowest(100, 300, None) == slack.lowest(100, 900, None) == pytest.approx(math.exp(-4))
+    assert slack.lowest(100, 150, 200) == pytest.approx(math.exp(-2))  # a smaller budget shortens the way
+    assert Slack(decay=math.inf).lowest(100, 101, None) == 0
+    control, update, _ = seeking([0.99] * 99, effort=5.0, decay=4.0)
+    update(20, 0.5)
+    for iteration in (40, 60, 80, 100):  # the way ends at 200
+        update(iteration, 0.95)
+        bound = control.method.schedule.lowest(40, iteration + 20, None)
+        assert bound - 1 / control.synapses < control.density < bound / 0.9**0.5
 
 
 def test_adaptives_slack_shrinks_to_nothing_and_its_effort_ends():
@@ -687,7 +725,7 @@ def test_adaptives_slack_shrinks_to_nothing_and_its_effort_ends():
     assert slack.least(0.9, 100, 300, None) == slack.least(0.9, 100, 340, None) == pytest.approx(0.9)
     assert slack.least(0.9, 100, 200, 200) == pytest.approx(0.9)  # a smaller budget ends it before
     assert slack.least(0.5, 100, 100, None) == pytest.approx(0.45)
-    control, update, _ = seeking([0.8, 0.8, 0.95, 0.8], depth=0.01, keep=0.5)
+    control, update, _ = seeking([0.8, 0.8, 0.8, 0.8, 0.95, 0.8, 0.8, 0.8], depth=0.01, keep=0.5)
     assert [update(iteration, 0.9).action for iteration in (50, 70)] == ["wait", "wait"]
     last = update(100, 0.91)
     assert control.events[-1].phase == "look" and control.best["density"] == pytest.approx(0.5, abs=0.01)
@@ -695,7 +733,7 @@ def test_adaptives_slack_shrinks_to_nothing_and_its_effort_ends():
 
 
 def test_adaptive_waits_as_long_as_its_effort_lasts():
-    control, update, _ = seeking([0.1], effort=5.0)
+    control, update, _ = seeking([0.1, 0.1], effort=5.0)
     actions = [update(10 * number, 0.9 if number == 1 else 0.1).action for number in range(1, 6)]
     assert actions == ["wait"] * 4 + ["effort spent"]
     assert control.best["density"] == 1
@@ -716,19 +754,21 @@ def test_adaptive_stops_where_nothing_is_left():
 
 def test_what_adaptive_measures_counts_as_iterations(digits):
     training = prepared(METHODS["adaptive"])
-    steps = []
-    optimizer_step = training.optimizer.step
+    steps, measured = [], []
+    optimizer_step, update = training.optimizer.step, training.control.update
     training.optimizer.step = lambda: (steps.append(1), optimizer_step())[1]
+    training.control.update = lambda iteration, found, evaluate, measure: update(
+        iteration, found, evaluate, lambda: (measured.append(1), measure())[1]
+    )
     train(training, digits, SETTINGS.recipe, 0)
-    looks = training.control.round
-    assert looks > 5 and training.iteration == len(steps) + 2 * looks
+    assert 2 <= len(measured) <= 2 * training.control.round and training.iteration == len(steps) + len(measured)
     assert training.control.best["iteration"] <= training.iteration
     order = [event.iteration for event in training.control.events]
     assert order == sorted(order)
 
 
 @pytest.mark.parametrize("wrong", [
-    {"keep": 0.0}, {"keep": 1.0}, {"effort": 1.0}, {"effort": math.inf}, {"depth": -0.1}, {"power": math.nan},
+    {"keep": 0.0}, {"keep": 1.0}, {"effort": 1.0}, {"effort": math.inf}, {"depth": -0.1}, {"power": math.nan}, {"decay": 0.0},
 ])
 def test_a_slack_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -278,8 +278,8 @@ def test_a_key_follows_from_the_parameters_alone():
 def test_a_method_that_became_another_one_has_other_keys(monkeypatch):
     run, other = run_of("adaptive"), run_of("gradual")
     keys = run.key, other.key
-    assert run.parameters["revision"] == 1 and "revision" not in other.parameters
-    monkeypatch.setattr(study, "REVISIONS", {"adaptive": 2})
+    assert run.parameters["revision"] == 2 and "revision" not in other.parameters
+    monkeypatch.setattr(study, "REVISIONS", {"adaptive": 3})
     assert run.key != keys[0] and other.key == keys[1]
 
 
@@ -366,7 +366,7 @@ def test_the_readme_holds_what_the_committed_records_give(monkeypatch):
     assert frame(found).to_csv(index=False, lineterminator="\n") == committed, "run 'python -m pruning.study table report'"
 
 
-SLACK = Slack(effort=2.0, depth=0.05, keep=0.9, power=1.0, patience=2.0)
+SLACK = Slack(effort=2.0, depth=0.05, keep=0.9, power=1.0, patience=2.0, decay=9.0)
 
 
 def test_the_methods_are_those_of_this_protocol():
@@ -400,7 +400,7 @@ def test_the_methods_are_those_of_this_protocol():
             for name, change, measured in (
                 ("adaptive", {}, 2), ("adaptive-patient", {"effort": 5.0, "depth": 0.03, "patience": 10.0}, 2), ("adaptive-uncompensated", {}, 0),
                 ("adaptive-strict", {"depth": 0.0}, 2), ("adaptive-constant", {"power": 0.0, "patience": math.inf}, 2),
-                ("adaptive-coarse", {"keep": 0.5}, 2),
+                ("adaptive-coarse", {"keep": 0.5}, 2), ("adaptive-steep", {"decay": math.inf}, 2),
             )
         },
     }
