@@ -19,7 +19,7 @@ help: ## this text
 	@echo
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 	@echo
-	@echo "Options: STUDY=digits|report|methods|lenet, JOBS=2 (trainings side by side), DEVICE=cpu|cuda, PYTHON=python3"
+	@echo "Options: STUDY=digits|report|methods|lenet|smallest, JOBS=2 (trainings side by side), DEVICE=cpu|cuda, PYTHON=python3"
 
 install: .venv/installed ## make .venv with the exact versions of requirements.lock
 
@@ -38,7 +38,7 @@ endif
 
 figures: .venv/installed ## render a study's figures from its records, training nothing
 	@$(SNAKEMAKE) train=no --until figures --forcerun 2-significant-synapses 3-training-effort \
-		$(if $(shell grep -w adaptive studies/$(STUDY).yaml | grep methods:),5-prune-control) \
+		$(if $(shell grep -E 'methods:.*adaptive(,|])' studies/$(STUDY).yaml),5-prune-control) \
 		$(if $(wildcard data/results/$(STUDY)/storage.csv),6-memory-and-energy 7-deploy)
 
 savings: .venv/installed ## bytes and energy of a study's delivered models, which must be there

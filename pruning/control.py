@@ -128,10 +128,11 @@ METHODS: Mapping[str, Method | None] = {
         watch=Splice(),
     ),
     "biased": Method(saliency.magnitude, saliency.by_deviation, Rising(0.1), convolution_pace=0.5, watch=Bias()),
-    # The study's own, at twice the unpruned effort and at more; and the first with one ingredient off each: nothing
+    # The study's own, at twice the unpruned effort, at more, and at much more; and the first with one ingredient off each: nothing
     # compensated, no slack, a slack that does not shrink, large steps, descents as deep as the slack allows.
     "adaptive": _adaptive(),
     "adaptive-patient": _adaptive(effort=5.0, depth=0.03, patience=10.0),
+    "adaptive-tireless": _adaptive(effort=30.0, depth=0.03, patience=10.0),
     "adaptive-uncompensated": _adaptive(measured=0),
     "adaptive-strict": _adaptive(depth=0.0),
     "adaptive-constant": _adaptive(power=0.0, patience=math.inf),

@@ -89,6 +89,7 @@ LOOKS = {
     "biased": Look("#81a4cd", (3, 1, 180), "--", "biased decay"),
     "hashed": Look("#7f7f3f", (5, 0, 0), "o", "HashedNets"),
     "adaptive-patient": Look("#9a3d00", (5, 1, 36), "\\\\|", "adaptive, patient"),
+    "adaptive-tireless": Look("#5c2200", (8, 1, 22), "|||", "adaptive, tireless"),
     "adaptive-uncompensated": Look("#e89a5b", (4, 0, 0), "\\\\", "adaptive, not compensated"),
     "adaptive-strict": Look("#f2c14e", (7, 1, 0), "\\\\-", "adaptive, no slack"),
     "adaptive-constant": Look("#c0705a", (8, 1, 0), "/", "adaptive, constant slack"),

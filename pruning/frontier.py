@@ -20,6 +20,7 @@ from pruning.claims import BENCHMARKS, REPORTED_REDUCTIONS, formatted, percent
 
 METHOD = "adaptive"  # the study's own; its variants and ablations are named after it
 PATIENT = "adaptive-patient"  # the same control, given more training
+TIRELESS = "adaptive-tireless"  # and very much: the method of the study `smallest`
 BEST = "best other"
 SETTING = ["benchmark", "requirement"]
 SEEDS = 5  # so many a target needs
@@ -114,14 +115,15 @@ def pareto(points: pd.DataFrame) -> pd.DataFrame:
 def first_as_sparse(record: Mapping, density: float = REPORTED_DENSITY) -> float | None:
     """Effort at which a run first had a model of at most ``density`` that met the requirement.
 
-    From the record's trajectory, which is thinned in long runs: then an upper bound. None where there
-    was no such model, or where the requirement is never met without pruning.
+    From the record's trajectory, which is thinned in long runs, and the delivered model: then an upper bound. None where
+    there was no such model, or where the requirement is never met without pruning.
     """
-    seen, unpruned = record["trajectory"], record["result"]["iterations_unpruned"]
+    seen, result = record["trajectory"], record["result"]
+    unpruned = result["iterations_unpruned"]
     for iteration, accuracy, left in zip(seen["iteration"], seen["accuracy"], seen["density"]):
         if left <= density and accuracy >= record["run"]["requirement"]:
             return iteration / unpruned if unpruned else None
-    return None
+    return result["effort"] if result["reached"] and result["density"] <= density else None
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def targets(table: pd.DataFrame, found: Iterable[Mapping], method: str = METHOD)
     found.append(_target(every, "effort", f"{mean}: training effort", 2, "factor", missing))
     as_sparse = f"{mean}: effort to the first network as sparse as the report's ({percent(REPORTED_REDUCTIONS[2])} removed)"
     found.append(_target(every, "sparse", as_sparse, 1, "factor", missing))
-    return (*found, _smallest(own))
+    return (*found, smallest(own))
 
 
 def _target(
@@ -216,14 +218,14 @@ def _target(
     return Target(what, bound, kind, least, values, int(whole[name].isna().sum()), missing)
 
 
-def _smallest(own: pd.DataFrame) -> Target:
-    """The fewest weights of a seed's MNIST networks that classify 99 % of the test images."""
-    here = own[own["benchmark"].isin(["mnist-2c", "mnist-3c"])]
+def smallest(own: pd.DataFrame, benchmarks: tuple[str, ...] = ("mnist-2c", "mnist-3c")) -> Target:
+    """The fewest weights of a seed's MNIST networks that classify 99 % of the test images, in one method's table."""
+    here = own[own["benchmark"].isin(benchmarks)]
     good = here[here["reached"] & (here["test_accuracy"] >= 0.99)]
     least = good.groupby("seed")["significant"].min()
-    missing = tuple(name for name in ("mnist-2c", "mnist-3c") if name not in set(here["benchmark"]))
+    missing = tuple(name for name in benchmarks if name not in set(here["benchmark"]))
     return Target(
-        "mnist-2c or mnist-3c: weights of the smallest network with a test accuracy of 99 %", 1000, "count",
+        f"{' or '.join(benchmarks)}: weights of the smallest network with a test accuracy of 99 %", 1000, "count",
         values=tuple(float(value) for value in least), missed=here["seed"].nunique() - len(least), missing=missing,
     )
 
@@ -232,15 +234,36 @@ def _place(run: Mapping) -> tuple:
     return tuple(run[name] for name in (*SETTING, "seed"))
 
 
-def markdown(table: pd.DataFrame, found: Iterable[Mapping]) -> str:
-    """The README's table of targets: what the study's own method measured, and the same given more training."""
+def markdown(table: pd.DataFrame, found: Iterable[Mapping], tireless: pd.DataFrame | None = None) -> str:
+    """The README's table of targets: what the study's own method measured, and the same given more training.
+
+    ``tireless`` is the table of the study `smallest`, told of below.
+    """
     found = list(found)
     columns = [targets(table, found, method) for method in (METHOD, PATIENT)]
     lines = [f"| | target | `{METHOD}` | verdict | `{PATIENT}` | verdict |", "|---|---|---|---|---|---|"]
     for judged in zip(*columns):
         cells = " | ".join(f"{target.measured} | **{target.verdict}**" for target in judged)
         lines.append(f"| {judged[0].what} | {judged[0].goal} | {cells} |")
+    if tireless is not None:
+        lines += ["", told_smallest(tireless)]
     return "\n".join(lines)
+
+
+def told_smallest(tireless: pd.DataFrame) -> str:
+    """What the study `smallest` found, in words: the target of the smallest network, and each requirement's networks."""
+    own = tireless[tireless["method"] == TIRELESS]
+    judged = smallest(own, tuple(own["benchmark"].unique()))
+    parts = []
+    for (benchmark, requirement), runs in own[own["reached"]].groupby(SETTING):
+        weights, tested = runs["significant"], 100 * runs["test_accuracy"]
+        parts.append(
+            f"{benchmark} at {percent(requirement)}, {weights.mean():,.0f} weights ({weights.min():,} to {weights.max():,}) "
+            f"with {tested.mean():.2f} % of the test images right ({tested.min():.2f} % to {tested.max():.2f} %), "
+            f"effort {runs['effort'].mean():.1f}×"
+        )
+    return f"`{TIRELESS}`, given thirty times the unpruned training (study `smallest`): {'; '.join(parts)}. {judged.what[0].upper()}" \
+        f"{judged.what[1:]}, {judged.goal}: {judged.measured}, **{judged.verdict}**."
 
 
 def beside_published(table: pd.DataFrame) -> pd.DataFrame:

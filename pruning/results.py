@@ -159,15 +159,15 @@ def speedup(table: pd.DataFrame) -> pd.Series:
     return table["macs_dense"] / table["macs"]
 
 
-def readme(text: str, found: list[dict], methods: Iterable[str]) -> str:
+def readme(text: str, found: list[dict], methods: Iterable[str], tireless: list[dict] | None = None) -> str:
     """``text`` with what stands between each pair of marks, as ``<!-- table -->`` and ``<!-- /table -->``, made anew.
 
-    The marks are ``table``, ``saved``, ``claims`` and ``targets``; ``DamagedFile`` names a pair that is not there once.
+    ``tireless`` are the records of the study `smallest`, where there are any. The marks are ``table``, ``saved``, ``claims`` and ``targets``; ``DamagedFile`` names a pair that is not there once.
     """
     table, named = frame(found), titles(found)
     made = {
         "table": markdown(table, named, methods), "saved": saved(table, named),
-        "claims": claims.markdown(table, named), "targets": frontier.markdown(table, found),
+        "claims": claims.markdown(table, named), "targets": frontier.markdown(table, found, frame(tireless) if tireless else None),
     }
     for name, content in made.items():
         text = between(text, name, content)

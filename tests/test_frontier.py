@@ -20,11 +20,11 @@ def row(benchmark="mnist-2c", requirement=0.99, method=METHOD, seed=0, **given):
     return values | given
 
 
-def record(row, trajectory=((100, 0.5, 1.0), (200, 0.999, 0.3)), unpruned=200):
+def record(row, trajectory=((100, 0.5, 1.0), (200, 0.999, 0.3)), unpruned=200, result=None):
     names = ("iteration", "accuracy", "density")
     return {
         "run": {name: row[name] for name in ("benchmark", "requirement", "method", "seed")},
-        "result": {"iterations_unpruned": unpruned}, "trajectory": dict(zip(names, map(list, zip(*trajectory)))),
+        "result": {"iterations_unpruned": unpruned, "reached": False} | (result or {}), "trajectory": dict(zip(names, map(list, zip(*trajectory)))),
     }
 
 
@@ -94,6 +94,9 @@ def test_the_effort_to_the_first_network_as_sparse_as_the_reports():
     assert effort((100, 0.995, 0.5), (150, 0.9, 0.3), (300, 0.99, 0.39), (400, 0.999, 0.1)) == 1.5
     assert effort((100, 0.99, 0.4)) is None and effort((100, 0.9899, 0.1)) is None
     assert effort((100, 0.99, 0.1), unpruned=None) is None
+    delivered = {"reached": True, "density": 0.1, "effort": 1.7}  # a long run's trajectory does not hold every evaluation
+    assert effort((100, 0.99, 0.5), result=delivered) == 1.7 and effort((300, 0.99, 0.3), result=delivered) == 1.5
+    assert effort((100, 0.99, 0.5), result=delivered | {"density": 0.5}) is None
 
 
 def test_all_targets_are_reached_where_all_numbers_are_small():
@@ -123,6 +126,21 @@ def test_one_run_that_does_not_get_there_misses_the_effort():
     assert found["removed"].mean == pytest.approx(1 - (0.02 * 59 + 1) / 60)
     late = judged(everything(), trajectory=((100, 0.999, 0.4),))["sparse"]
     assert late.verdict == "not reached" and late.measured == "60 did not get there"
+
+
+def test_the_study_of_the_smallest_network_is_told():
+    rows = [
+        row(requirement=requirement, method=frontier.TIRELESS, seed=seed, significant=round(weights * (1 + seed / 10)), effort=20.0,
+            test_accuracy=tested)
+        for requirement, weights, tested in ((0.988, 800, 0.9899), (0.99, 1000, 0.992)) for seed in range(5)
+    ]
+    said = frontier.told_smallest(pd.DataFrame(rows))
+    assert "mnist-2c at 98.8 %, 960 weights (800 to 1,120) with 98.99 % of the test images right" in said
+    assert said.endswith("at most 1,000: 1,200 (1,000 to 1,400, 5 seeds), **not reached**."), "98.99 % are not 99 %"
+    rows = [one | {"test_accuracy": 0.991} for one in rows]
+    assert "960 (800 to 1,120, 5 seeds), **reached**" in frontier.told_smallest(pd.DataFrame(rows))
+    assert "seeds" not in frontier.markdown(pd.DataFrame(rows), []).splitlines()[-1]
+    assert frontier.markdown(pd.DataFrame(rows), [], pd.DataFrame(rows)).endswith("**reached**.")
 
 
 def test_a_target_is_open_until_all_records_are_there():

@@ -139,7 +139,7 @@ def retrained(run):
 
 
 def test_the_committed_studies_load():
-    assert set(study.names()) >= {"digits", "report", "methods", "lenet"}
+    assert set(study.names()) >= {"digits", "report", "methods", "lenet", "smallest"}
     report, digits = load("report"), load("digits")
     assert report.benchmarks[:2] == ("mnist-2c", "mnist-3c") and report.requirements["mnist-2c"] == (0.97, 0.98, 0.99)
     assert len({run.name for run in report.runs}) == len(report.benchmarks) * 3 * len(report.methods) * 5
@@ -149,8 +149,8 @@ def test_the_committed_studies_load():
 
 
 def test_the_study_of_methods_goes_with_the_reports():
-    report, methods, lenet = load("report"), load("methods"), load("lenet")
-    both = set(report.methods) | set(methods.methods)
+    report, methods, lenet, smallest = map(load, ("report", "methods", "lenet", "smallest"))
+    both = set(report.methods) | set(methods.methods) | set(smallest.methods)
     assert both == {*METHODS, study.HASHED} and set(report.methods) & set(methods.methods) == {"unpruned"}
     assert methods.settings == report.settings and methods.seeds == report.seeds
     assert methods.requirements == {name: (max(values),) for name, values in report.requirements.items()}
@@ -161,7 +161,7 @@ def test_the_study_of_methods_goes_with_the_reports():
 
 def test_a_benchmarks_study_is_the_largest_that_has_it():
     found = {name: study.find(name).name for name in ("mnist-2c", "digits-3c", "cifar10-3c", "lenet-5")}
-    assert found == {"mnist-2c": "report", "digits-3c": "digits", "cifar10-3c": "report", "lenet-5": "lenet"}
+    assert found == {"mnist-2c": "report", "digits-3c": "digits", "cifar10-3c": "report", "lenet-5": "lenet", "smallest"}
     assert study.find("mnist-2c", "methods").name == "methods"
 
 
@@ -361,7 +361,7 @@ def test_only_current_records_of_its_runs_are_a_studys(tiny):
 def test_the_readme_holds_what_the_committed_records_give(monkeypatch):
     monkeypatch.delenv("PRUNING_RESULTS", raising=False)
     text, found = (ROOT / "README.md").read_text(encoding="utf-8"), recorded(load("report"))
-    assert readme(text, found, METHODS) == text, "run 'make readme'"
+    assert readme(text, found, METHODS, recorded(load("smallest"))) == text, "run 'make readme'"
     committed = (ROOT / "data/results/report/runs.csv").read_text()
     assert frame(found).to_csv(index=False, lineterminator="\n") == committed, "run 'python -m pruning.study table report'"
 
@@ -399,6 +399,7 @@ def test_the_methods_are_those_of_this_protocol():
             name: ("magnitude", "across", replace(SLACK, **change), False, 1.0, *plain[:-1], measured)
             for name, change, measured in (
                 ("adaptive", {}, 2), ("adaptive-patient", {"effort": 5.0, "depth": 0.03, "patience": 10.0}, 2), ("adaptive-uncompensated", {}, 0),
+                ("adaptive-tireless", {"effort": 30.0, "depth": 0.03, "patience": 10.0}, 2),
                 ("adaptive-strict", {"depth": 0.0}, 2), ("adaptive-constant", {"power": 0.0, "patience": math.inf}, 2),
                 ("adaptive-coarse", {"keep": 0.5}, 2), ("adaptive-steep", {"decay": math.inf}, 2),
             )
