@@ -19,7 +19,7 @@ help: ## this text
 	@echo
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 	@echo
-	@echo "Options: STUDY=digits|report|methods|lenet|smallest, JOBS=2 (trainings side by side), DEVICE=cpu|cuda, PYTHON=python3"
+	@echo "Options: STUDY=digits|report|methods|ingredients|lenet|smallest, JOBS=2 (trainings side by side), DEVICE=cpu|cuda, PYTHON=python3"
 
 install: .venv/installed ## make .venv with the exact versions of requirements.lock
 

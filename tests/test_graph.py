@@ -131,4 +131,4 @@ def test_an_unknown_study_is_one_clear_error():
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )
     said = process.stdout
-    assert process.returncode != 0 and "no study 'diggits'" in said and "digits, lenet, methods, report" in said
+    assert process.returncode != 0 and "no study 'diggits'" in said and "digits, ingredients, lenet, methods, report" in said

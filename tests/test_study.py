@@ -139,7 +139,7 @@ def retrained(run):
 
 
 def test_the_committed_studies_load():
-    assert set(study.names()) >= {"digits", "report", "methods", "lenet", "smallest"}
+    assert set(study.names()) >= {"digits", "report", "methods", "ingredients", "lenet", "smallest"}
     report, digits = load("report"), load("digits")
     assert report.benchmarks[:2] == ("mnist-2c", "mnist-3c") and report.requirements["mnist-2c"] == (0.97, 0.98, 0.99)
     assert len({run.name for run in report.runs}) == len(report.benchmarks) * 3 * len(report.methods) * 5
@@ -149,9 +149,10 @@ def test_the_committed_studies_load():
 
 
 def test_the_study_of_methods_goes_with_the_reports():
-    report, methods, lenet, smallest = map(load, ("report", "methods", "lenet", "smallest"))
-    both = set(report.methods) | set(methods.methods) | set(smallest.methods)
-    assert both == {*METHODS, study.HASHED} and set(report.methods) & set(methods.methods) == {"unpruned"}
+    report, methods, ingredients, lenet, smallest = map(load, ("report", "methods", "ingredients", "lenet", "smallest"))
+    every = {method for one in (report, methods, ingredients, smallest) for method in one.methods}
+    assert every == {*METHODS, study.HASHED} and ingredients.settings["mnist-2c"] == report.settings["mnist-2c"]
+    assert set(report.methods) & set(methods.methods) == {"unpruned"}
     assert methods.settings == report.settings and methods.seeds == report.seeds
     assert methods.requirements == {name: (max(values),) for name, values in report.requirements.items()}
     assert set(lenet.settings.values()) == {report.settings["mnist-2c"]}
@@ -161,7 +162,7 @@ def test_the_study_of_methods_goes_with_the_reports():
 
 def test_a_benchmarks_study_is_the_largest_that_has_it():
     found = {name: study.find(name).name for name in ("mnist-2c", "digits-3c", "cifar10-3c", "lenet-5")}
-    assert found == {"mnist-2c": "report", "digits-3c": "digits", "cifar10-3c": "report", "lenet-5": "lenet", "smallest"}
+    assert found == {"mnist-2c": "report", "digits-3c": "digits", "cifar10-3c": "report", "lenet-5": "lenet"}
     assert study.find("mnist-2c", "methods").name == "methods"
 
 
