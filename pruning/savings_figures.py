@@ -70,7 +70,8 @@ def bytes_by_encoding(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
             least = rows.groupby("method")["bytes"].mean().min()
             if encoding != "dense32":
                 axes.annotate(f"{dense / least:.3g}×", (number, rows["bytes"].min()), xytext=(0, -9),
-                              textcoords="offset points", ha="center", va="top", fontsize=8.5, fontweight="bold")
+                              textcoords="offset points", ha="center", va="top", fontsize=8.5, fontweight="bold",
+                              bbox={"color": "white", "pad": 0.5})
         axes.axhline(dense / DEEP_COMPRESSION, **REPORTED_LINE)
         axes.set_yscale("log")
         axes.set_ylim(0.45 * part["bytes"].min(), 1.6 * part["bytes"].max())
