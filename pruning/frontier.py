@@ -262,8 +262,10 @@ def told_smallest(tireless: pd.DataFrame) -> str:
             f"with {tested.mean():.2f} % of the test images right ({tested.min():.2f} % to {tested.max():.2f} %), "
             f"effort {runs['effort'].mean():.1f}×"
         )
-    return f"`{TIRELESS}`, given thirty times the unpruned training (study `smallest`): {'; '.join(parts)}. {judged.what[0].upper()}" \
-        f"{judged.what[1:]}, {judged.goal}: {judged.measured}, **{judged.verdict}**."
+    return (
+        f"`{TIRELESS}`, given up to thirty times the unpruned training (study `smallest`): {'; '.join(parts)}. "
+        f"The target, {judged.what}, {judged.goal}: {judged.measured}, **{judged.verdict}**."
+    )
 
 
 def beside_published(table: pd.DataFrame) -> pd.DataFrame:
