@@ -48,12 +48,12 @@ def other(method: str) -> bool:
     return method not in (METHOD, "unpruned") and not method.startswith(f"{METHOD}-")
 
 
-def compared(table: pd.DataFrame) -> pd.DataFrame:
-    """Every pruning method beside ``METHOD``: a row a benchmark, requirement and method.
+def compared(table: pd.DataFrame, own: str = METHOD) -> pd.DataFrame:
+    """Every pruning method beside the method ``own``: a row a benchmark, requirement and method.
 
     Columns: ``runs``, ``reached``; ``density``, ``effort`` (of those that reached it),
     ``test_accuracy``, each with its standard deviation over seeds as ``..._sd``; ``wins``, ``ties``
-    and ``pairs``: seeds in which ``METHOD`` left fewer synapses than this method, as many, and all
+    and ``pairs``: seeds in which ``own`` left fewer synapses than this method, as many, and all
     that both have. The method ``BEST`` is at each seed the sparsest of the others.
     """
     pruned = table[table["method"] != "unpruned"]
@@ -64,8 +64,8 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     columns = {"runs": ("seed", "size"), "reached": ("reached", "sum")}
     for name in values:
         columns |= {name: (name, "mean"), f"{name}_sd": (name, "std")}
-    own = pruned[pruned["method"] == METHOD].set_index([*SETTING, "seed"])["density"].rename("own")
-    paired = pruned[pruned["method"] != METHOD].join(own, on=[*SETTING, "seed"])
+    left = pruned[pruned["method"] == own].set_index([*SETTING, "seed"])["density"].rename("own")
+    paired = pruned[pruned["method"] != own].join(left, on=[*SETTING, "seed"])
     paired = paired.assign(
         wins=paired["own"] < paired["density"], ties=paired["own"] == paired["density"], pairs=paired["own"].notna()
     )

@@ -53,6 +53,8 @@ def test_methods_are_compared_seed_by_seed():
     assert tuple(counts.loc[BEST]) == (0, 1, 3), "0.01, 0.03 and 0.03 are the sparsest of the others"
     assert tuple(counts.loc[f"{METHOD}-late"]) == (0, 0, 1) and tuple(counts.loc["snip"]) == (0, 0, 0)
     assert counts.loc[METHOD].isna().all() and "unpruned" not in found.index
+    turned = compared(pd.DataFrame(rows), own="iterative").set_index("method")[["wins", "ties", "pairs"]]
+    assert tuple(turned.loc[METHOD]) == (1, 0, 3) and turned.loc["iterative"].isna().all()
     assert found.loc[BEST, "runs"] == 4 and found.loc["gradual", "density_sd"] == 0
     assert found.loc["iterative", "density_sd"] == pytest.approx(np.std((0.01, 0.08, 0.05), ddof=1))
 
