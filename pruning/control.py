@@ -10,7 +10,8 @@
 
 Phases: ``train`` until the start condition (the requirement met), ``recover`` after every
 pruning, ``dense`` where a method lets all synapses come back, ``done`` once a stop condition
-holds. An event of phase ``look`` is a step of pruning that left the requirement met. What is delivered is the sparsest model that met the requirement.
+holds. An event of phase ``look`` is a step of pruning that left the requirement met. What is delivered
+is the sparsest model that met the requirement.
 
 Some methods work at every iteration; their loop says before the optimizer's update:
 
@@ -128,8 +129,8 @@ METHODS: Mapping[str, Method | None] = {
         watch=Splice(),
     ),
     "biased": Method(saliency.magnitude, saliency.by_deviation, Rising(0.1), convolution_pace=0.5, watch=Bias()),
-    # The study's own, at twice the unpruned effort, at more, and at much more; and the first with one ingredient off each: nothing
-    # compensated, no slack, a slack that does not shrink, large steps, descents as deep as the slack allows.
+    # The study's own, at twice the unpruned effort, at more, and at much more; and the first with one ingredient off
+    # each: nothing compensated, no slack, a slack that does not shrink, large steps, descents as deep as the slack allows.
     "adaptive": _adaptive(),
     "adaptive-patient": _adaptive(effort=5.0, depth=0.03, patience=10.0),
     "adaptive-tireless": _adaptive(effort=30.0, depth=0.03, patience=10.0),
@@ -549,7 +550,7 @@ class PruneControl:
 
     @property
     def _generator(self) -> torch.Generator:
-        """A random generator for each seed and round."""
+        """A random generator that follows from seed and round."""
         return torch.Generator().manual_seed(1_000_003 * self.seed + self.round)
 
     def _scores(self) -> dict[str, Tensor]:

@@ -162,12 +162,14 @@ def speedup(table: pd.DataFrame) -> pd.Series:
 def readme(text: str, found: list[dict], methods: Iterable[str], tireless: list[dict] | None = None) -> str:
     """``text`` with what stands between each pair of marks, as ``<!-- table -->`` and ``<!-- /table -->``, made anew.
 
-    ``tireless`` are the records of the study `smallest`, where there are any. The marks are ``table``, ``saved``, ``claims`` and ``targets``; ``DamagedFile`` names a pair that is not there once.
+    ``tireless`` are the records of the study `smallest`, where there are any. The marks are ``table``, ``saved``,
+    ``claims`` and ``targets``; ``DamagedFile`` names a pair that is not there once.
     """
     table, named = frame(found), titles(found)
+    smallest = frame(tireless) if tireless else None
     made = {
         "table": markdown(table, named, methods), "saved": saved(table, named),
-        "claims": claims.markdown(table, named), "targets": frontier.markdown(table, found, frame(tireless) if tireless else None),
+        "claims": claims.markdown(table, named), "targets": frontier.markdown(table, found, smallest),
     }
     for name, content in made.items():
         text = between(text, name, content)

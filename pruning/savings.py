@@ -32,7 +32,7 @@ from pruning.files import DamagedFile, load_state, write_whole
 from pruning.masks import masked_layers, unmasked
 from pruning.networks import input_shape
 from pruning.results import KEYS, ROOT, between, digest, folder, frame, read_record, titles, write_record
-from pruning.study import Run, Study, StudyError, load, recorded
+from pruning.study import HASHED, Run, Study, StudyError, load, recorded
 from pruning.training import accuracy, batches
 
 # To be raised when a change to the code makes the same models give other numbers.
@@ -182,9 +182,9 @@ def write_tables(study: Study, progress: Callable[[str], None] = print) -> dict[
 
 
 def _pruned(study: Study) -> dict[Run, dict]:
-    """The study's current records of pruned networks, by their run."""
+    """The study's current records of pruned networks, by their run; weights that are shared are none that these files hold."""
     named = {record["run"]["name"]: record for record in recorded(study)}
-    return {run: named[run.name] for run in study.runs if run.method != "unpruned" and run.name in named}
+    return {run: named[run.name] for run in study.runs if run.method not in ("unpruned", HASHED) and run.name in named}
 
 
 def _origin(record: dict) -> str:

@@ -73,8 +73,8 @@ class Slack:
     is left to the power ``power`` (0: not at all), to zero when the training has cost ``effort``
     times the iterations after which the requirement was met first: then pruning ends. While the requirement is not met
     the slack shrinks besides, to 1/e in ``patience`` evaluations, so that a network which does not recover is let be.
-    The density may fall by the factor 1/e ``decay`` times over that way, evenly (infinite: at once), so that a long way is not
-    spent on recovering from its first descent.
+    The density may fall by the factor 1/e ``decay`` times over that way, evenly in its logarithm (infinite: at once), so
+    that a long way is not spent on recovering from its first descent.
     """
 
     effort: float = 2.0

@@ -56,6 +56,12 @@ def model_of(run):
     return storage.rebuilt(state["network"], state["state"])
 
 
+def test_shared_weights_are_not_taken_for_pruned_ones(monkeypatch):
+    monkeypatch.delenv("PRUNING_RESULTS", raising=False)
+    methods = load("methods")
+    assert {run.method for run in savings._pruned(methods)} == set(methods.methods) - {"unpruned", study.HASHED}
+
+
 def test_the_storage_table_has_every_pruned_run_in_every_encoding_at_its_true_size(made):
     quick, _ = made
     table = pd.read_csv(folder("quick") / "storage.csv")
