@@ -24,6 +24,9 @@ STORIES = {
 }
 if "adaptive" in STUDY.methods:
     STORIES["5-prune-control"] = ["figure-6-frontier"]
+# Notebook 5 reads the tables of these studies too, where they are.
+BESIDE = [path for name in ("methods", "ingredients", "lenet", "smallest") if name != STUDY.name
+          if (path := results.folder(name) / "runs.csv").is_file()]
 # Bytes and energy are made for a study once by `make savings`; from then on they belong to its graph.
 SAVINGS = [RESULTS / "storage.csv", RESULTS / "energy.csv"]
 if all(path.is_file() for path in SAVINGS):
@@ -139,7 +142,7 @@ for story, names in STORIES.items():
             RESULTS / "runs.csv",
             f"notebooks/{story}.ipynb",
             "pruning/figures.py",
-            "pruning/frontier.py" if story == "5-prune-control" else [],
+            ["pruning/frontier.py", "pruning/control.py", *BESIDE] if story == "5-prune-control" else [],
             [*SAVINGS, "pruning/savings_figures.py"] if story in ("6-memory-and-energy", "7-deploy") else [],
         output: [path for path in PICTURES if path.stem in names]
         log: WORK / f"log-{story}.ipynb"

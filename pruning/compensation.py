@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -31,21 +31,26 @@ class Jacobian:
     Each row is the gradient of one random combination of an image's outputs, signs of +1 and -1 with
     their mean taken away: over many images that is worth all outputs, up to what is added to all
     alike. ``images`` are mini-batches [N, C, H, W], logits [N, classes]; the signs follow from ``generator``.
+    ``frozen`` names parameters, other than weights with a mask, that are to stay as they are.
     ``rows`` has the shape [images, columns], divided by the square root of the number of images; its columns are
     the synapses that are not pruned and all other parameters, so it takes four bytes an image and weight.
     """
 
     @torch.no_grad()
-    def __init__(self, model: nn.Module, images: Iterable[Tensor], generator: torch.Generator | None = None):
-        self.masks = {f"{name}.weight": layer.mask.clone() for name, layer in masked_layers(model).items()}
+    def __init__(
+        self, model: nn.Module, images: Iterable[Tensor], generator: torch.Generator | None = None,
+        frozen: Container[str] = (),
+    ):
+        self.masks = {_weight(name): layer.mask.clone() for name, layer in masked_layers(model).items()}
         plain = unmasked(copy.deepcopy(model)).eval()
-        values = {name: value.detach() for name, value in plain.named_parameters()}
+        values = {
+            name: value.detach() for name, value in plain.named_parameters() if name in self.masks or name not in frozen
+        }
         gradients = vmap(grad(_combined, argnums=1), in_dims=(None, None, 0, 0))
         found = []
         for chunk in (part for batch in images for part in batch.split(CHUNK)):
             outputs = functional_call(plain, values, (chunk[:1],)).shape[1]
-            signs = torch.randint(0, 2, (len(chunk), outputs), generator=generator).to(chunk) * 2 - 1
-            rows = gradients(plain, values, chunk, signs - signs.mean(1, keepdim=True))
+            rows = gradients(plain, values, chunk, _signs(len(chunk), outputs, generator).to(chunk))
             found.append(torch.cat([self._columns(name, row) for name, row in rows.items()], 1))
         self.shapes = {name: value.shape for name, value in values.items()}
         self.rows = torch.cat(found)
@@ -57,8 +62,9 @@ class Jacobian:
 
     def _stays(self, keep: Mapping[str, Tensor]) -> Tensor:
         """Which columns belong to what ``keep`` keeps [columns]."""
+        keep = {_weight(name): kept for name, kept in keep.items()}
         return torch.cat([
-            keep[name.removesuffix(".weight")][mask].flatten() if (mask := self.masks.get(name)) is not None
+            keep[name][mask].flatten() if (mask := self.masks.get(name)) is not None
             else torch.ones(shape.numel(), dtype=torch.bool, device=self.rows.device)
             for name, shape in self.shapes.items()
         ])
@@ -67,7 +73,7 @@ class Jacobian:
         """The same rows for the masks ``keep``, within those they were made with: for a next step without measuring anew."""
         other = copy.copy(self)
         other.rows = self.rows[:, self._stays(keep)]
-        other.masks = {name: keep[name.removesuffix(".weight")].clone() for name in self.masks}
+        other.masks = {_weight(name): kept.clone() for name, kept in keep.items()}
         return other
 
     @torch.no_grad()
@@ -102,6 +108,19 @@ class Jacobian:
                 done += count
             for name, layer in masked_layers(model).items():
                 layer.set_mask(keep[name])
+
+
+def _weight(layer: str) -> str:
+    """The name of a layer's weight; the layer without a name is the model itself."""
+    return f"{layer}.weight" if layer else "weight"
+
+
+def _signs(count: int, outputs: int, generator: torch.Generator | None) -> Tensor:
+    """Random signs less their mean [count, outputs]: of one output its sign, of two outputs never the same."""
+    signs = torch.randint(0, 2, (count, outputs), generator=generator) * 2.0 - 1
+    if outputs == 2:
+        signs[:, 1] = -signs[:, 0]
+    return signs - signs.mean(1, keepdim=True) if outputs > 1 else signs
 
 
 def _combined(plain: nn.Module, values: Mapping[str, Tensor], image: Tensor, signs: Tensor) -> Tensor:

@@ -73,8 +73,8 @@ class Method:
     ``masking`` makes a layer's new mask from scores and threshold. ``watch`` is what the method
     does at every iteration, ``restart`` what a round starts again. With ``redense`` a pruned model
     that met the requirement gets all its synapses back, starting at zero, for at least so many
-    evaluations before the next round prunes it. ``measured`` counts the mini-batches spent on each step of
-    a method paced by looks to find what the weights that stay must change by (``compensation``).
+    evaluations before the next round prunes it. ``measured`` counts the mini-batches that a method paced by looks
+    spends, once for several steps, to find what the weights that stay must change by (``compensation``).
     """
 
     criterion: Callable
@@ -288,7 +288,8 @@ class PruneControl:
 
         A method paced by looks asks what each step of pruning costs: ``evaluate`` tells the validation accuracy of the
         model (its average, where there is one) as it is at that moment, ``measure`` hands out the images of one
-        mini-batch, which the caller counts as an iteration.
+        mini-batch, which the caller counts as an iteration. Its effort is a multiple of the iterations up to the
+        requirement: for a model that comes trained, ``iteration`` counts on from those of its training.
         """
         if self.finished:
             raise RuntimeError("the control has stopped: take delivered()")
@@ -297,6 +298,11 @@ class PruneControl:
         looks = self.method is not None and self.method.schedule.paced == "looks"
         if looks and (evaluate is None or (self.method.measured and measure is None)):
             raise ValueError("this method asks what pruning costs: call update(iteration, accuracy, evaluate, measure)")
+        if looks and iteration < 1:
+            raise ValueError(
+                f"iteration must be at least 1, got {iteration}: this method's effort is a multiple of the iterations up to "
+                "the requirement, so count those of the training that a model comes with"
+            )
         met = accuracy >= self.requirement
         phase, density = self.phase, self.density
         thresholds, seen = None, []
@@ -450,7 +456,8 @@ class PruneControl:
             if jacobian is None and self.method.measured:
                 images = [measure() for _ in range(self.method.measured)]
                 iteration += len(images)
-                jacobian, fresh = Jacobian(self._looked_at, images, self._generator), True
+                frozen = {name for name, value in self.model.named_parameters() if not value.requires_grad}
+                jacobian, fresh = Jacobian(self._looked_at, images, self._generator, frozen), True
             target = max(min(max(keep * left, lowest), left - 1), len(layers))
             self.progress = dict.fromkeys(self.layers, target / self.synapses)
             thresholds = self._prune(jacobian)

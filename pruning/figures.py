@@ -35,7 +35,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from pruning.claims import METHOD, REPORTED, REPORTED_REDUCTIONS, Claim, average, formatted, measured_on  # noqa: F401
 from pruning.files import write_whole
 from pruning.frontier import METHOD as OURS
-from pruning.frontier import pareto
+from pruning.frontier import front
 from pruning.networks import input_shape, layers
 from pruning.results import ROOT
 from pruning.study import BENCHMARKS
@@ -464,8 +464,7 @@ def frontier(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
 
 
 def _frontier(axes, part: pd.DataFrame) -> None:
-    points = part.groupby("method")[["density", "effort"]].mean()
-    front = pareto(points[part.groupby("method")["reached"].all()])
+    points, best = part.groupby("method")[["density", "effort"]].mean(), front(part)
     for method in ordered(part["method"]):
         runs, drawn = part[part["method"] == method], look(method)
         x, y = points.loc[method]
@@ -474,8 +473,8 @@ def _frontier(axes, part: pd.DataFrame) -> None:
         axes.errorbar(x, y, _range(runs["effort"]), _range(runs["density"]), color=drawn.color, linewidth=1, alpha=0.6, zorder=2)
         axes.plot(x, y, marker=drawn.marker, linestyle="", color=drawn.color, markersize=9, zorder=5 if method == OURS else 4,
                   markerfacecolor=drawn.color if runs["reached"].all() else "white", markeredgewidth=1.1)
-    if len(front):
-        across, up = front["density"].to_numpy(), front["effort"].to_numpy()
+    if len(best):
+        across, up = best["density"].to_numpy(), best["effort"].to_numpy()
         axes.step([across[0], *across, 1.0], [points["effort"].max(), *up, up[-1]], where="post", color=INK,
                   linewidth=1.1, linestyle=(0, (4, 2)), zorder=3)
     never = [look(method).label for method in ordered(points.index[points["effort"].isna()])]

@@ -1,6 +1,7 @@
 """What the study's own prune control is worth: beside every other method, and against its targets.
 
     rows = compared(table)              # density, effort, test accuracy, and in how many seeds it wins
+    rows = overall(table)               # the same over all benchmarks and requirements
     for target in targets(table, found):
         print(target.what, target.goal, target.measured, target.verdict)
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from pruning.claims import BENCHMARKS, REPORTED_REDUCTIONS, formatted, percent
+from pruning.control import METHODS
 
 METHOD = "adaptive"  # the study's own; its variants and ablations are named after it
 PATIENT = "adaptive-patient"  # the same control, given more training
@@ -30,12 +32,15 @@ REACHED, MISSED, OPEN, UNKNOWN = "reached", "not reached", "open", "not measured
 
 # Networks of the literature on pruning, MNIST: times fewer weights, and test error. As in the table of the authors of
 # SparseVD, https://github.com/bayesgroup/variational-dropout-sparsifies-dnn, but for LeNet-5 by Guo et al., which
-# stands there as 111 and in their own abstract, https://arxiv.org/abs/1608.04493, as 108.
+# stands there as 111 and in their own abstract, https://arxiv.org/abs/1608.04493, as 108, and SNIP: up to 98 % and 99 % of
+# the weights, https://arxiv.org/abs/1810.02340, the errors at that not at hand.
 PUBLISHED = (
     ("Han et al. 2015", "lenet-300-100", 12, 0.0159),
     ("Han et al. 2015", "lenet-5", 12, 0.0077),
     ("Guo et al. 2016", "lenet-300-100", 56, 0.0199),
     ("Guo et al. 2016", "lenet-5", 108, 0.0091),
+    ("Lee et al. 2019 (SNIP), up to", "lenet-300-100", 50, None),
+    ("Lee et al. 2019 (SNIP), up to", "lenet-5", 100, None),
     ("Ullrich et al. 2017 (SWS)", "lenet-300-100", 23, 0.0194),
     ("Ullrich et al. 2017 (SWS)", "lenet-5", 200, 0.0097),
     ("Molchanov et al. 2017 (SparseVD)", "lenet-300-100", 68, 0.0192),
@@ -48,6 +53,12 @@ def other(method: str) -> bool:
     return method not in (METHOD, "unpruned") and not method.startswith(f"{METHOD}-")
 
 
+def rivals(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table but those of our variants and ablations: ``adaptive``, ``adaptive-patient`` and the others."""
+    ours = table["method"].isin((METHOD, PATIENT, "unpruned"))
+    return table[ours | table["method"].map(other).astype(bool)]
+
+
 def compared(table: pd.DataFrame, own: str = METHOD) -> pd.DataFrame:
     """Every pruning method beside the method ``own``: a row a benchmark, requirement and method.
 
@@ -56,10 +67,7 @@ def compared(table: pd.DataFrame, own: str = METHOD) -> pd.DataFrame:
     and ``pairs``: seeds in which ``own`` left fewer synapses than this method, as many, and all
     that both have. The method ``BEST`` is at each seed the sparsest of the others.
     """
-    pruned = table[table["method"] != "unpruned"]
-    pruned = pruned.assign(density=pruned["density"].where(pruned["reached"], 1.0))
-    others = pruned[pruned["method"].map(other).astype(bool)].sort_values([*SETTING, "seed", "density", "method"])
-    pruned = pd.concat([pruned, others.drop_duplicates([*SETTING, "seed"]).assign(method=BEST)])
+    pruned = _with_best(table)
     values = {"density": "density", "effort": "effort", "test_accuracy": "test_accuracy"}
     columns = {"runs": ("seed", "size"), "reached": ("reached", "sum")}
     for name in values:
@@ -72,6 +80,14 @@ def compared(table: pd.DataFrame, own: str = METHOD) -> pd.DataFrame:
     groups = [*SETTING, "method"]
     counts = paired.groupby(groups)[["wins", "ties", "pairs"]].sum()
     return pruned.groupby(groups).agg(**columns).join(counts.astype("Int64")).reset_index()
+
+
+def _with_best(table: pd.DataFrame) -> pd.DataFrame:
+    """The runs that prune, and once more, as the method ``BEST``, the sparsest of the others at each seed."""
+    pruned = table[table["method"] != "unpruned"]
+    pruned = pruned.assign(density=pruned["density"].where(pruned["reached"], 1.0))
+    others = pruned[pruned["method"].map(other).astype(bool)].sort_values([*SETTING, "seed", "density", "method"])
+    return pd.concat([pruned, others.drop_duplicates([*SETTING, "seed"]).assign(method=BEST)])
 
 
 def worded(rows: pd.DataFrame) -> pd.DataFrame:
@@ -96,6 +112,59 @@ def worded(rows: pd.DataFrame) -> pd.DataFrame:
     }).reset_index(drop=True)
 
 
+def overall(table: pd.DataFrame) -> pd.DataFrame:
+    """Every method that was measured in all settings, over all of them: a row a method, the sparsest first.
+
+    A setting is a benchmark and a requirement. Columns: ``method``; ``density`` and ``effort``, the mean over settings of
+    the mean over seeds (as in ``compared``); ``compression``, the geometric mean over settings of one over that density;
+    ``above``, the test accuracy less the requirement (mean); ``runs``, and of them ``tested``, whose test accuracy meets
+    the requirement too, ``dense``, that removed nothing, and ``ended``, that the budget of iterations ended; and for each
+    of ``adaptive`` and ``adaptive-patient`` the ``wins`` and ``pairs`` against this method, as ``adaptive_wins``.
+    """
+    runs = _with_best(table)
+    means = runs.groupby([*SETTING, "method"])[["density", "effort"]].mean().groupby("method")
+    found = means.mean().assign(
+        compression=means["density"].agg(lambda density: math.exp(-density.map(math.log).mean())), settings=means.size()
+    )
+    runs = runs.assign(
+        above=runs["test_accuracy"] - runs["requirement"], tested=runs["test_accuracy"] >= runs["requirement"],
+        dense=runs["density"] == 1, ended=runs["stopped"] == "budget spent",
+    )
+    sums = {name: (name, "sum") for name in ("tested", "dense", "ended")}
+    found = found.join(runs.groupby("method").agg(runs=("seed", "size"), above=("above", "mean"), **sums))
+    for own in (METHOD, PATIENT):
+        counts = compared(table, own).groupby("method")[["wins", "pairs"]].sum()
+        found = found.join(counts.add_prefix(f"{own}_"))
+    found = found[found["settings"] == len(runs[SETTING].drop_duplicates())].drop(columns="settings")
+    return found.sort_values("density").reset_index()
+
+
+def summed(table: pd.DataFrame) -> pd.DataFrame:
+    """``overall`` in words."""
+    rows = overall(table)
+    found = pd.DataFrame({
+        "method": [f"`{name}`" if name != BEST else name for name in rows["method"]],
+        "significant": [f"{100 * value:.2f} %" for value in rows["density"]],
+        "compression": [f"{value:.1f}×" for value in rows["compression"]],
+        "effort": ["–" if math.isnan(value) else f"{value:.2f}×" for value in rows["effort"]],
+        "test − required": [f"{100 * value:+.2f}" for value in rows["above"]],
+        "met on test": [f"{row.tested} of {row.runs}" for row in rows.itertuples()],
+        "removed nothing": [f"{value}" for value in rows["dense"]],
+        "ended by budget": [f"{value}" for value in rows["ended"]],
+    })
+    for own in (METHOD, PATIENT):
+        counts = zip(rows[f"{own}_wins"], rows[f"{own}_pairs"])
+        found[f"`{own}` wins"] = [f"{wins} of {pairs}" if pairs else "–" for wins, pairs in counts]
+    return found
+
+
+def table_of_methods(table: pd.DataFrame) -> str:
+    """The README's table of all methods: ``summed`` in Markdown."""
+    rows = summed(table)
+    lines = [list(rows.columns), ["---"] * rows.shape[1], *rows.values.tolist()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def joined(table: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
     """``table`` with the rows of another study for the same benchmarks and requirements, none twice."""
     keys = [*SETTING, "method", "seed"]
@@ -110,6 +179,16 @@ def pareto(points: pd.DataFrame) -> pd.DataFrame:
     rows = points.dropna(subset=["density", "effort"]).sort_values(["density", "effort"])
     effort = rows["effort"].astype(float)
     return rows[effort < effort.cummin().shift(fill_value=math.inf)]
+
+
+def front(runs: pd.DataFrame) -> pd.DataFrame:
+    """The Pareto front of one setting: ``pareto`` of the methods' means, of those that reached the requirement in every run.
+
+    A method that removed nothing stands for nothing but the unpruned training, and is left out.
+    """
+    means = runs.assign(density=runs["density"].where(runs["reached"], 1.0)).groupby("method")[["density", "effort"]].mean()
+    whole = runs.groupby("method")["reached"].all() & ((means["density"] < 1) | (means.index == "unpruned"))
+    return pareto(means[whole])
 
 
 def first_as_sparse(record: Mapping, density: float = REPORTED_DENSITY) -> float | None:
@@ -263,8 +342,9 @@ def told_smallest(tireless: pd.DataFrame) -> str:
             f"effort {runs['effort'].mean():.1f}×"
         )
     return (
-        f"`{TIRELESS}`, given up to thirty times the unpruned training (study `smallest`): {'; '.join(parts)}. "
-        f"The target, {judged.what}, {judged.goal}: {judged.measured}, **{judged.verdict}**."
+        f"`{TIRELESS}`, given {METHODS[TIRELESS].schedule.effort:g} times the unpruned training, or as much of it as the budget allows (study `smallest`): {'; '.join(parts)}. "
+        f"The target, {judged.what}, {judged.goal}: {judged.measured}, **{judged.verdict}**. It takes from the networks of "
+        "each seed the smallest with that test accuracy, so it is chosen by test images, where the networks themselves are not."
     )
 
 
@@ -274,7 +354,7 @@ def beside_published(table: pd.DataFrame) -> pd.DataFrame:
     Ours come as mean ± standard deviation over seeds; a run that did not meet its requirement is not left out.
     """
     rows = [
-        {"network": network, "from": source, "compression": f"{ratio}×", "test error": f"{100 * error:.2f} %"}
+        {"network": network, "from": source, "compression": f"{ratio}×", "test error": f"{100 * error:.2f} %" if error else "–"}
         for source, network, ratio, error in PUBLISHED
     ]
     networks = {network for _, network, _, _ in PUBLISHED}

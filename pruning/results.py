@@ -159,17 +159,21 @@ def speedup(table: pd.DataFrame) -> pd.Series:
     return table["macs_dense"] / table["macs"]
 
 
-def readme(text: str, found: list[dict], methods: Iterable[str], tireless: list[dict] | None = None) -> str:
+def readme(
+    text: str, found: list[dict], methods: Iterable[str], tireless: list[dict] | None = None, known: Iterable[dict] = (),
+) -> str:
     """``text`` with what stands between each pair of marks, as ``<!-- table -->`` and ``<!-- /table -->``, made anew.
 
-    ``tireless`` are the records of the study `smallest`, where there are any. The marks are ``table``, ``saved``,
-    ``claims`` and ``targets``; ``DamagedFile`` names a pair that is not there once.
+    ``tireless`` are the records of the study `smallest`, ``known`` those of `methods`, where there are any. The marks are
+    ``table``, ``saved``, ``claims``, ``targets`` and ``methods``; ``DamagedFile`` names a pair that is not there once.
     """
     table, named = frame(found), titles(found)
     smallest = frame(tireless) if tireless else None
+    rivals = frontier.rivals(frontier.joined(table, frame(list(known))))
     made = {
         "table": markdown(table, named, methods), "saved": saved(table, named),
         "claims": claims.markdown(table, named), "targets": frontier.markdown(table, found, smallest),
+        "methods": frontier.table_of_methods(rivals),
     }
     for name, content in made.items():
         text = between(text, name, content)

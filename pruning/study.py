@@ -600,10 +600,12 @@ def main(arguments: list[str] | None = None) -> int:
             found = recorded(study)
             print(f"{write_table(study.name, found)}: {len(found)} of {len(study.runs)} runs")
         elif given.action == "readme":
-            path, tireless = ROOT / "README.md", None
-            with contextlib.suppress(StudyError):
-                tireless = recorded(load("smallest"))
-            write_whole(path, readme(path.read_text(encoding="utf-8"), recorded(study), METHODS, tireless).encode())
+            path, more = ROOT / "README.md", {"smallest": [], "methods": []}
+            for name in more:
+                with contextlib.suppress(StudyError):
+                    more[name] = recorded(load(name))
+            text = readme(path.read_text(encoding="utf-8"), recorded(study), METHODS, more["smallest"], more["methods"])
+            write_whole(path, text.encode())
         elif given.action == "fresh":
             for run in chosen:
                 kept = (run.record_path, run.place("work", ".checkpoint"), run.place("models", ".model"))

@@ -484,6 +484,10 @@ def test_biased_decay_makes_small_weights_smaller():
         weights = control.layers["2"].weight.detach().abs()
         shares.append(float(weights.quantile(0.25) / weights.max()))
     assert shares[1] < 0.7 * shares[0]
+    # The method itself has a weaker bias: beside the recipe's weight decay much for small weights, little for large ones.
+    weights = torch.tensor([0.001, 0.01, 1.0])
+    beside = METHODS["biased"].watch.decay(weights) / (SETTINGS.recipe.weight_decay * weights)
+    assert beside[0] > 100 and beside[1] > 10 and beside[2] < 0.1
 
 
 # All of them
@@ -638,6 +642,49 @@ def test_what_is_measured_serves_a_next_step():
     assert torch.equal(jacobian.within(keep).rows, jacobian.rows[:, columns])
     jacobian.within(keep).compensated(pruned_at_random(model, 0.3, 1), [model])
     assert all(not layer.weight[~keep[name]].any() for name, layer in masked_layers(model).items())
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_every_row_of_few_outputs_tells_something(outputs):
+    torch.manual_seed(0)
+    model = masked(nn.Sequential(nn.Flatten(), nn.Linear(16, outputs)))
+    images = torch.randn(50, 1, 4, 4)
+    jacobian = Jacobian(model, [images], torch.Generator().manual_seed(0))
+    assert (jacobian.rows.abs().sum(1) > 0).all()
+    before, keep = model(images).detach(), pruned_at_random(model, 0.3, 0)
+    plain = copy.deepcopy(model)
+    plain[1].set_mask(keep["1"])
+    jacobian.compensated(keep, [model], damping=0.01)
+    wanted = before - before.mean(1, keepdim=True) if outputs > 1 else before
+    errors = []
+    for changed in (plain, model):
+        found = changed(images).detach()
+        found = found - found.mean(1, keepdim=True) if outputs > 1 else found
+        errors.append(float((found - wanted).square().mean()))
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_a_model_that_is_one_layer_is_compensated():
+    torch.manual_seed(0)
+    model = masked(nn.Linear(16, 4))
+    kept = model.weight.detach().clone()
+    keep = {"": torch.rand(4, 16) > 0.3}
+    jacobian = Jacobian(model, [torch.randn(40, 16)])
+    assert jacobian.rows.shape == (40, 68) and jacobian.within(keep).rows.shape == (40, 4 + int(keep[""].sum()))
+    jacobian.compensated(keep, [model])
+    assert torch.equal(model.mask, keep[""]) and not model.weight[~keep[""]].any()
+    assert not torch.allclose(model.weight[keep[""]], kept[keep[""]])
+
+
+def test_frozen_parameters_stay_as_they_are():
+    model, (images, _) = tiny(), examples(0)
+    free, frozen = copy.deepcopy(model), [name for name, _ in model.named_parameters() if name.endswith("bias")]
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    keep = pruned_at_random(model, 0.3, 0)
+    for changed, names in ((free, ()), (model, frozen)):
+        Jacobian(changed, [images], torch.Generator().manual_seed(0), names).compensated(keep, [changed])
+    moved = [{n for n, value in changed.named_parameters() if not torch.equal(value, before[n])} for changed in (free, model)]
+    assert moved == [set(before), set(before) - set(frozen)]
 
 
 def test_the_weights_that_stay_make_up_for_those_cut(digits):
