@@ -337,7 +337,8 @@ def told_smallest(tireless: pd.DataFrame) -> str:
     for (benchmark, requirement), runs in own[own["reached"]].groupby(SETTING):
         weights, tested = runs["significant"], 100 * runs["test_accuracy"]
         parts.append(
-            f"{benchmark} at {percent(requirement)}, {weights.mean():,.0f} weights ({weights.min():,} to {weights.max():,}) "
+            f"{benchmark} at {percent(requirement)}, {weights.mean():,.0f} weights ({weights.min():,} to {weights.max():,}), "
+            f"{100 * (weights / runs['synapses']).mean():.2f} % of the synapses, "
             f"with {tested.mean():.2f} % of the test images right ({tested.min():.2f} % to {tested.max():.2f} %), "
             f"effort {runs['effort'].mean():.1f}×"
         )
