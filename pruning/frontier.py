@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import pandas as pd
 
 from pruning.claims import BENCHMARKS, REPORTED_REDUCTIONS, formatted, percent
-from pruning.control import METHODS
 
 METHOD = "adaptive"  # the study's own; its variants and ablations are named after it
 PATIENT = "adaptive-patient"  # the same control, given more training
@@ -343,7 +342,7 @@ def told_smallest(tireless: pd.DataFrame) -> str:
             f"effort {runs['effort'].mean():.1f}×"
         )
     return (
-        f"`{TIRELESS}`, given {METHODS[TIRELESS].schedule.effort:g} times the unpruned training, or as much of it as the budget allows (study `smallest`): {'; '.join(parts)}. "
+        f"`{TIRELESS}`, the same control given far more training (study `smallest`): {'; '.join(parts)}. "
         f"The target, {judged.what}, {judged.goal}: {judged.measured}, **{judged.verdict}**. It takes from the networks of "
         "each seed the smallest with that test accuracy, so it is chosen by test images, where the networks themselves are not."
     )

@@ -27,7 +27,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pruning import __version__, convolution, datasets
+from pruning import __version__, claims, convolution, datasets
 from pruning.control import METHODS
 from pruning.files import DamagedFile, locked, save_state, set_aside, write_whole
 from pruning.hashed import ladder
@@ -275,12 +275,12 @@ def load(name: str | Path) -> Study:
 
 
 def find(benchmark: str, study: str | None = None) -> Study:
-    """The study named, or else the one with the most runs of those that have the benchmark."""
+    """The study named, or else of those that have the benchmark the one with the most runs, the report's method among them."""
     if study:
         return load(study)
     candidates = [candidate for candidate in map(load, names()) if benchmark in candidate.benchmarks]
     if candidates:
-        return max(candidates, key=lambda candidate: len(candidate.runs))
+        return max(candidates, key=lambda candidate: (claims.METHOD in candidate.methods, len(candidate.runs)))
     raise StudyError(f"no study has a benchmark '{benchmark}'; known are {', '.join(BENCHMARKS)}")
 
 

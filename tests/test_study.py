@@ -161,7 +161,7 @@ def test_the_study_of_methods_goes_with_the_reports():
     assert synapses == {"lenet-300-100": 266_200, "lenet-5": 430_500}
 
 
-def test_a_benchmarks_study_is_the_largest_that_has_it():
+def test_a_benchmarks_study_is_the_largest_that_has_it_and_the_reports_method():
     found = {name: study.find(name).name for name in ("mnist-2c", "digits-3c", "cifar10-3c", "lenet-5")}
     assert found == {"mnist-2c": "report", "digits-3c": "digits", "cifar10-3c": "report", "lenet-5": "lenet"}
     assert study.find("mnist-2c", "methods").name == "methods"
