@@ -138,29 +138,21 @@ def overall(table: pd.DataFrame) -> pd.DataFrame:
     return found.sort_values("density").reset_index()
 
 
-def summed(table: pd.DataFrame) -> pd.DataFrame:
-    """``overall`` in words."""
-    rows = overall(table)
-    found = pd.DataFrame({
-        "method": [f"`{name}`" if name != BEST else name for name in rows["method"]],
-        "significant": [f"{100 * value:.2f} %" for value in rows["density"]],
-        "compression": [f"{value:.1f}×" for value in rows["compression"]],
-        "effort": ["–" if math.isnan(value) else f"{value:.2f}×" for value in rows["effort"]],
-        "test − required": [f"{100 * value:+.2f}" for value in rows["above"]],
-        "met on test": [f"{row.tested} of {row.runs}" for row in rows.itertuples()],
-        "removed nothing": [f"{value}" for value in rows["dense"]],
-        "ended by budget": [f"{value}" for value in rows["ended"]],
-    })
-    for own in (METHOD, PATIENT):
-        counts = zip(rows[f"{own}_wins"], rows[f"{own}_pairs"])
-        found[f"`{own}` wins"] = [f"{wins} of {pairs}" if pairs else "–" for wins, pairs in counts]
-    return found
-
-
 def table_of_methods(table: pd.DataFrame) -> str:
-    """The README's table of all methods: ``summed`` in Markdown."""
-    rows = summed(table)
-    lines = [list(rows.columns), ["---"] * rows.shape[1], *rows.values.tolist()]
+    """``overall`` in words, as Markdown: densities in percent, test accuracy less requirement in percentage points."""
+    heads = (
+        "method", "significant", "compression", "effort", "test − required", "met on test", "removed nothing",
+        "ended by budget", f"`{METHOD}` wins", f"`{PATIENT}` wins",
+    )
+    lines = [heads, ["---"] * len(heads)]
+    for row in overall(table).to_dict("records"):
+        wins = [(row[f"{own}_wins"], row[f"{own}_pairs"]) for own in (METHOD, PATIENT)]
+        lines.append([
+            row["method"] if row["method"] == BEST else f"`{row['method']}`", f"{100 * row['density']:.2f} %",
+            f"{row['compression']:.1f}×", "–" if math.isnan(row["effort"]) else f"{row['effort']:.2f}×",
+            f"{100 * row['above']:+.2f}", f"{row['tested']} of {row['runs']}", f"{row['dense']}", f"{row['ended']}",
+            *(f"{won} of {pairs}" if pairs else "–" for won, pairs in wins),
+        ])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
