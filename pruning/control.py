@@ -31,6 +31,7 @@ from dataclasses import asdict, dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
+from pruning.masks import Synapses
 from pruning.methods import METHODS, Method
 from pruning.pruner import Pruner
 from pruning.strategies import GOING_ON, Decision, Evaluation, Feedback
@@ -117,6 +118,15 @@ class PruneControl:
     def density(self) -> float:
         """Significant synapses over all synapses of the model as it is now."""
         return self.pruner.density
+
+    @property
+    def layers(self) -> dict[str, Synapses]:
+        """The masked layers by name."""
+        return self.pruner.layers
+
+    def densities(self) -> dict[str, float]:
+        """Density of each layer as it is now."""
+        return self.pruner.densities()
 
     @property
     def restarted(self) -> int:
@@ -211,7 +221,7 @@ class PruneControl:
         )
 
     def _event(self, iteration, phase, accuracy, density, action, thresholds) -> Event:
-        return Event(iteration, phase, accuracy, density, action, self.pruner.densities(), thresholds)
+        return Event(iteration, phase, accuracy, density, action, self.pruner.densities(), dict(thresholds) if thresholds else None)
 
     def _keep(self, iteration: int, accuracy: float) -> None:
         density = self.pruner.density
