@@ -16,10 +16,11 @@ from pruning.analysis.claims import markdown
 from pruning.analysis.tables import COLUMNS, frame, readme, titles, write_table
 from pruning.control import METHODS, Restart
 from pruning.dynamics import Bias, Regrow, Splice, Trace
-from pruning.files import DamagedFile, load_state, locked, save_state, set_aside, write_whole
+from pruning.files import DamagedFile, load_state, save_state, set_aside, write_whole
 from pruning.masks import density, masked_layers
 from pruning.schedule import Cubic, Ladder, Rising, Slack
 from pruning.study import runner as study
+from pruning.study.locks import locked
 from pruning.study.networks import layers
 from pruning.study.records import digest, folder, read_record, records, write_record
 from pruning.study.runner import (
