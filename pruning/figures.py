@@ -24,7 +24,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import PIL.Image
-import seaborn
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
@@ -50,6 +49,7 @@ STYLE = {
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": SOFT, "xtick.color": INK, "ytick.color": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
     "axes.axisbelow": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.8, "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round", "patch.edgecolor": "white", "patch.force_edgecolor": True,
     "legend.frameon": False, "figure.facecolor": "white", "hatch.linewidth": 0.9,
     "svg.hashsalt": "synapse pruning", "svg.fonttype": "path", "pdf.fonttype": 42,
 }
@@ -96,7 +96,7 @@ LOOKS = {
     "adaptive-coarse": Look("#b07aa1", (3, 0, 0), "/|", "adaptive, large steps"),
     "adaptive-steep": Look("#59a14f", (6, 0, 0), "|-|", "adaptive, no limit on descents"),
 }
-_SPARE_COLORS = tuple(seaborn.color_palette("colorblind").as_hex()[index] for index in (5, 8, 6))
+_SPARE_COLORS = ("#ca9161", "#ece133", "#fbafe4")  # also safe for the colour-blind (seaborn's palette "colorblind")
 _NETWORKS = {"lenet-300-100": "LeNet-300-100", "lenet-5": "LeNet-5-Caffe"}
 _SPARE_MARKERS = ("v", "P", "<", ">", "p", "h", "*")
 _SPARE_HATCHES = ("\\\\\\", "+++", "ooo", "---", "|||", "OO", "**")
@@ -149,7 +149,7 @@ def folder(study: str) -> Path:
 
 def style():
     """A context in which matplotlib draws as all figures here do."""
-    return matplotlib.rc_context(seaborn.axes_style("ticks") | STYLE)
+    return matplotlib.rc_context(STYLE)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
