@@ -31,10 +31,10 @@ install: .venv/installed ## make .venv with the exact versions of requirements.l
 
 study: .venv/installed ## run a study (STUDY=digits) and render its figures; goes on where it was interrupted
 ifdef FRESH
-	@$(BIN)/python -m pruning.study fresh $(STUDY)
+	@$(BIN)/python -m pruning.study.runner fresh $(STUDY)
 endif
 	@$(SNAKEMAKE)
-	@$(BIN)/python -m pruning.study status $(STUDY)
+	@$(BIN)/python -m pruning.study.runner status $(STUDY)
 
 figures: .venv/installed ## render a study's figures from its records, training nothing
 	@$(SNAKEMAKE) train=no --until figures --forcerun 2-significant-synapses 3-training-effort \
@@ -42,28 +42,28 @@ figures: .venv/installed ## render a study's figures from its records, training 
 		$(if $(wildcard data/results/$(STUDY)/storage.csv),6-memory-and-energy 7-deploy)
 
 savings: .venv/installed ## bytes and energy of a study's delivered models, which must be there
-	@$(BIN)/python -m pruning.savings tables $(STUDY)
+	@$(BIN)/python -m pruning.analysis.savings tables $(STUDY)
 
 status: .venv/installed ## how far a study is
-	@$(BIN)/python -m pruning.study status $(STUDY)
+	@$(BIN)/python -m pruning.study.runner status $(STUDY)
 
 tradeoff: .venv/installed ## measure accuracy at fixed compression ratios (studies/tradeoff.yaml); goes on where it was interrupted
 ifdef FRESH
-	@$(BIN)/python -m pruning.tradeoff fresh
+	@$(BIN)/python -m pruning.study.tradeoff fresh
 endif
-	@$(BIN)/python -m pruning.tradeoff jobs | xargs -r -L 1 -P $(JOBS) $(BIN)/python -m pruning.tradeoff run tradeoff --device $(DEVICE)
-	@$(BIN)/python -m pruning.tradeoff table
+	@$(BIN)/python -m pruning.study.tradeoff jobs | xargs -r -L 1 -P $(JOBS) $(BIN)/python -m pruning.study.tradeoff run tradeoff --device $(DEVICE)
+	@$(BIN)/python -m pruning.study.tradeoff table
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/8-tradeoff.ipynb
 
 report: .venv/installed ## put the whole story into one page, build/report.html (runs the notebooks: a few minutes)
-	@$(BIN)/python -m pruning.report
+	@$(BIN)/python -m pruning.analysis.report
 
 bench: .venv/installed ## measure training speed side by side (about ten minutes, a quiet machine)
 	@$(BIN)/python -m benchmarks.training --device $(DEVICE)
 
 readme: .venv/installed ## put the tables and claims made from the records into README.md
-	@$(BIN)/python -m pruning.study readme report
-	@$(BIN)/python -m pruning.savings readme report
+	@$(BIN)/python -m pruning.study.runner readme report
+	@$(BIN)/python -m pruning.analysis.savings readme report
 
 notebooks: .venv/installed ## execute the notebooks in place, with their own defaults
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb

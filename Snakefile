@@ -9,13 +9,14 @@ import shlex
 
 from snakemake.exceptions import WorkflowError
 
-from pruning import figures, results, study as studies
+from pruning.analysis import figures
+from pruning.study import records, runner as studies
 
 try:
     STUDY = studies.load(config.get("study", "digits"))
 except ValueError as error:
     raise WorkflowError(str(error)) from None
-RESULTS = results.folder(STUDY.name)
+RESULTS = records.folder(STUDY.name)
 FIGURES = figures.folder(STUDY.name)
 WORK = RESULTS / "work"
 STORIES = {
@@ -26,7 +27,7 @@ if "adaptive" in STUDY.methods:
     STORIES["5-prune-control"] = ["figure-6-frontier"]
 # Notebook 5 reads the tables of these studies too, where they are.
 BESIDE = [path for name in ("methods", "ingredients", "lenet", "smallest") if name != STUDY.name
-          if (path := results.folder(name) / "runs.csv").is_file()]
+          if (path := records.folder(name) / "runs.csv").is_file()]
 # Bytes and energy are made for a study once by `make savings`; from then on they belong to its graph.
 SAVINGS = [RESULTS / "storage.csv", RESULTS / "energy.csv"]
 if all(path.is_file() for path in SAVINGS):
@@ -112,14 +113,14 @@ rule table:
     """Collect the records into one table."""
     input: [path for benchmark in STUDY.benchmarks for path in trained(benchmark)]
     output: RESULTS / "runs.csv"
-    shell: "python -m pruning.study table {STUDY.name}"
+    shell: "python -m pruning.study.runner table {STUDY.name}"
 
 
 rule savings:
     """Bytes and energy of the delivered models, and the compressed ones that are shown."""
     input: [path for benchmark in STUDY.benchmarks if REMAKE for path in trained(benchmark)]
     output: SAVINGS
-    shell: "python -m pruning.savings tables {STUDY.name}"
+    shell: "python -m pruning.analysis.savings tables {STUDY.name}"
 
 
 rule benchmark:
@@ -141,9 +142,9 @@ for story, names in STORIES.items():
         input:
             RESULTS / "runs.csv",
             f"notebooks/{story}.ipynb",
-            "pruning/figures.py",
-            ["pruning/frontier.py", "pruning/control.py", *BESIDE] if story == "5-prune-control" else [],
-            [*SAVINGS, "pruning/savings_figures.py"] if story in ("6-memory-and-energy", "7-deploy") else [],
+            "pruning/analysis/figures/__init__.py",
+            ["pruning/analysis/comparison.py", "pruning/control.py", *BESIDE] if story == "5-prune-control" else [],
+            [*SAVINGS, "pruning/analysis/figures/savings.py"] if story in ("6-memory-and-energy", "7-deploy") else [],
         output: [path for path in PICTURES if path.stem in names]
         log: WORK / f"log-{story}.ipynb"
         params:

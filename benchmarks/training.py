@@ -24,12 +24,13 @@ import torch.nn.functional as F
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader, Dataset
 
-from pruning import convolution, datasets
+from pruning.accel import convolution
 from pruning.files import load_state, save_state
 from pruning.masks import masked_layers, unmasked
-from pruning.networks import layers, lenet
-from pruning.study import BENCHMARKS, checked_device, environment
-from pruning.training import Recipe, accuracy, batches, prepare, step
+from pruning.study import datasets
+from pruning.study.networks import layers, lenet
+from pruning.study.runner import BENCHMARKS, checked_device, environment
+from pruning.study.training import Recipe, accuracy, batches, prepare, step
 
 HERE = Path(__file__).parent
 DENSITY = 0.5
@@ -40,7 +41,7 @@ class Pictures(Dataset):
     """Images as torchvision's MNIST and CIFAR10 hold and hand them out: uint8, a PIL image each."""
 
     def __init__(self, data: datasets.Dataset):
-        from pruning._torchvision import transforms
+        from pruning.study._torchvision import transforms
 
         images = data.train.images.cpu()
         scale = [torch.tensor(values).view(-1, 1, 1) for values in (data.std, data.mean)]

@@ -1,0 +1,235 @@
+"""Convolutions that skip what is pruned: a small C kernel, compiled on first use.
+
+    logits = run(model, images)     # what model(images) gives, within rounding, sooner the more is pruned
+
+On the CPU PyTorch's convolutions reach a small share of the machine's arithmetic at 6 to 36
+channels, and compute pruned synapses like any other. ``convolution.c`` puts sixteen images into
+one vector and walks a list of the synapses that are left, forward and backward, with pooling and
+ReLU in the same pass. Where there is no C compiler, or ``PRUNING_KERNEL=off`` is set, on other
+devices and for other layers, PyTorch does the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pruning.files import write_whole
+from pruning.masks import MaskedConv2d
+
+LANES = 16
+# Of more connections between feature maps than so many, PyTorch's dense convolutions are the faster ones.
+CONNECTIONS = 1200
+SOURCE = Path(__file__).with_name("convolution.c")
+FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC")
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in "blocks inputs height width outputs kernel pool rows columns".split()]
+
+
+def run(model: nn.Module, images: Tensor) -> Tensor:
+    """``model(images)``; a sequence's leading convolutions by the compiled kernel where that is possible.
+
+    ``images`` [N, C, H, W]. The kernel takes float32 on the CPU and layers ``Conv2d`` (stride 1, no
+    padding, few channels), perhaps ``MaxPool2d(2)``, ``ReLU``; gradients reach the parameters, not the images.
+    """
+    fits = images.device.type == "cpu" and images.dtype == torch.float32 and not images.requires_grad and len(images)
+    parts = list(model) if fits and isinstance(model, nn.Sequential) else []
+    stages, used = _stages(parts)
+    if not _all(stages, parts[used:]):
+        return model(images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images)
+    blocks = _packed(images)
+    for layer, pooled in stages:
+        masked = isinstance(layer, MaskedConv2d)
+        weight = layer.effective_weight() if masked else layer.weight
+        if blocks.shape[1] != weight.shape[1] or min(blocks.shape[2:4]) < weight.shape[2] + pooled:
+            return model(images)  # which says what does not fit
+        mask = layer.mask if masked and not layer.dense_gradient else None
+        blocks = _Convolution.apply(blocks, weight, layer.bias, mask, pooled, torch.is_grad_enabled())
+    found = blocks.permute(0, 4, 1, 2, 3).reshape(-1, *blocks.shape[1:4])[: len(images)]
+    for part in parts[used:]:
+        found = part(found)
+    return found
+
+
+def suits(model: nn.Module) -> bool:
+    """Whether the kernel does the model's convolutions here: all of them, or none."""
+    parts = list(model) if isinstance(model, nn.Sequential) else []
+    stages, used = _stages(parts)
+    return _all(stages, parts[used:])
+
+
+def _all(stages: list, rest: list[nn.Module]) -> bool:
+    more = (module for part in rest for module in (part.modules() if part._modules else (part,)))
+    return bool(stages) and not any(isinstance(module, nn.Conv2d) for module in more) and available()
+
+
+def available() -> bool:
+    """Whether the kernel can be used here: compiled now if it was not before."""
+    return os.environ.get("PRUNING_KERNEL") != "off" and _library() is not None
+
+
+def windows(
+    padded: Tensor, picked: Tensor, down: Tensor, right: Tensor, mirrored: Tensor | None, height: int, width: int
+) -> Tensor:
+    """The windows [B, C, height, width] at ``down`` and ``right`` of images ``picked`` [B], mirrored where asked.
+
+    ``padded`` [N, C, H, W] holds the images with their margins. Copies only: the same bits on every path.
+    """
+    if padded.device.type == "cpu" and padded.dtype == torch.float32 and available():
+        shape = (len(picked), padded.shape[1], height, width)
+        found = torch.empty(shape)
+        where = [index.contiguous() for index in (picked, down, right)]
+        flags = mirrored.contiguous() if mirrored is not None else None
+        _library().windows(_at(padded), *padded.shape[1:], *map(_at, where), _at(flags), len(picked), height, width, _at(found))
+        return found
+    views = padded.unfold(2, height, 1).unfold(3, width, 1)
+    found = views[picked, :, down, right]
+    if mirrored is not None:
+        found = torch.where(mirrored[:, None, None, None], found.flip(3), found)
+    return found
+
+
+def _stages(parts: list[nn.Module]) -> tuple[list[tuple[nn.Conv2d, bool]], int]:
+    """The leading convolutions that the kernel can do, each with whether it is pooled, and how many modules they are."""
+    found, used = [], 0
+    while used < len(parts) and _plain(layer := parts[used]):
+        kinds = [type(part) for part in parts[used + 1 : used + 3]]
+        if kinds[:1] == [nn.ReLU] and kinds[1:] != [nn.MaxPool2d]:
+            length, pooled = 2, False
+        elif sorted(kinds, key=str) == [nn.ReLU, nn.MaxPool2d] and _halves(parts[used + 1 : used + 3]):
+            length, pooled = 3, True
+        else:
+            break
+        if any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in parts[used : used + length]):
+            break
+        found.append((layer, pooled))
+        used += length
+    return found, used
+
+
+def _plain(layer: nn.Module) -> bool:
+    return (
+        type(layer) in (nn.Conv2d, MaskedConv2d)
+        and layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu"
+        and layer.in_channels * layer.out_channels <= CONNECTIONS
+        and layer.kernel_size[0] == layer.kernel_size[1] and layer.bias is not None
+        and (layer.stride, layer.padding, layer.dilation, layer.groups) == ((1, 1), (0, 0), (1, 1), 1)
+    )
+
+
+def _halves(parts: list[nn.Module]) -> bool:
+    pool = next(part for part in parts if isinstance(part, nn.MaxPool2d))
+    return (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices) == (
+        2, 2, 0, 1, False, False
+    )
+
+
+class _Convolution(torch.autograd.Function):
+    """Blocks [blocks, in, H, W, 16] to blocks [blocks, out, rows, columns, 16] after pooling and ReLU."""
+
+    @staticmethod
+    def forward(ctx, blocks, weight, bias, mask, pooled, wanted):
+        count, inputs, height, width, _ = blocks.shape
+        outputs, _, kernel, _ = weight.shape
+        rows, columns = ((size - kernel + 1) // (2 if pooled else 1) for size in (height, width))
+        shape = _Shape(count, inputs, height, width, outputs, kernel, int(pooled), rows, columns)
+        weight = weight.contiguous()
+        found = torch.empty(count, outputs, rows, columns, LANES)
+        passed = torch.empty(found.shape, dtype=torch.int32) if wanted else None
+        _call(_library().convolution_forward, shape, blocks, weight, bias, found, passed)
+        if wanted:
+            ctx.save_for_backward(blocks, weight, passed, mask)
+            ctx.shape = shape
+        return found
+
+    @staticmethod
+    def backward(ctx, gradient):
+        blocks, weight, passed, mask = ctx.saved_tensors
+        back = torch.empty_like(blocks) if ctx.needs_input_grad[0] else None
+        of_weight, of_bias = torch.empty_like(weight), torch.empty(len(weight))
+        mask = None if mask is None else mask.contiguous()
+        _call(
+            _library().convolution_backward, ctx.shape, blocks, weight, mask, gradient.contiguous(), passed,
+            back, of_weight, of_bias,
+        )
+        return back, of_weight, of_bias, None, None, None
+
+
+def _packed(images: Tensor) -> Tensor:
+    images = images.contiguous()
+    blocks = torch.empty(-(-len(images) // LANES), *images.shape[1:], LANES)
+    _library().pack(_at(images), len(images), images[0].numel(), _at(blocks))
+    return blocks
+
+
+def _call(function, shape: _Shape, *tensors: Tensor | None) -> None:
+    if function(ctypes.byref(shape), *map(_at, tensors)):
+        raise MemoryError("no memory for a convolution")
+
+
+def _at(tensor: Tensor | None) -> ctypes.c_void_p | None:
+    return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The compiled kernel; None, with a warning, where it cannot be compiled."""
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    if compiler is None:
+        warnings.warn("no C compiler (cc) here: PyTorch does the convolutions, which takes longer", stacklevel=2)
+        return None
+    try:
+        library = _compiled(compiler)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or error
+        warnings.warn(f"convolution.c could not be compiled, PyTorch does the convolutions: {said}", stacklevel=2)
+        return None
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    library.pack.argtypes = [pointer, number, number, pointer]
+    library.pack.restype = None
+    library.windows.argtypes = [pointer, *[number] * 3, *[pointer] * 4, *[number] * 3, pointer]
+    library.windows.restype = None
+    return library
+
+
+def _compiled(compiler: str) -> ctypes.CDLL:
+    """The library for this source, compiler and processor; compiled, and kept, if it is not there."""
+    asked = {"capture_output": True, "text": True, "check": True, "timeout": 120}
+    version = subprocess.run([compiler, "--version"], **asked).stdout
+    made_from = "\n".join((SOURCE.read_text(), version, " ".join(FLAGS), platform.machine(), _instructions()))
+    name = f"convolution-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.so"
+    kept = Path(os.environ.get("PRUNING_CACHE") or SOURCE.parents[2] / "data" / "prepared") / name
+    if kept.is_file():
+        return ctypes.CDLL(str(kept))
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / name
+        try:
+            subprocess.run([compiler, *FLAGS, "-march=native", "-o", str(made), str(SOURCE)], **asked)
+        except subprocess.CalledProcessError:  # a compiler that does not know this processor
+            subprocess.run([compiler, *FLAGS, "-o", str(made), str(SOURCE)], **asked)
+        with contextlib.suppress(OSError):  # a folder that cannot be written: compiled again next time
+            write_whole(kept, made.read_bytes())
+        return ctypes.CDLL(str(made))
+
+
+def _instructions() -> str:
+    """What this processor can do: nodes of a cluster share the folder, not the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -1,0 +1,161 @@
+"""HashedNets (Chen et al. 2015): connections that share few real weights, chosen by a hash function.
+
+    model = hashed(lenet("28x28-300-100-10"), density=0.02, seed=0)
+
+Such a network is not pruned: it is trained with its few weights from the start. A real weight
+counts as one synapse here, so that a density means the same number of stored weights as a pruned
+network's; which weight a connection shares follows from the seed and takes no memory.
+
+``ladder`` puts it beside the pruning methods: a ladder of densities, each trained from its
+initialisation with the same recipe until the requirement is met. A study takes it as the method ``hashed``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pruning.masks import Masked, masked_layers
+from pruning.methods import METHODS
+from pruning.schedules import GeometricSchedule
+from pruning.study.datasets import Dataset
+from pruning.study.networks import lenet
+from pruning.study.training import WEIGHTS, Recipe, Training, assembled, generator, prepare, train
+
+HASHED = 3  # the purpose of a random generator, beside those of ``training``
+
+
+class _Hashed(Masked):
+    """What both hashed layers share: ``weight`` and ``mask`` [weights], and each connection's index and sign.
+
+    ``index`` (int64) and ``sign`` (+1 or -1) have the shape of the virtual weight; they follow
+    from the seed and are not part of ``state_dict``. A prune control can cut shared weights too.
+    """
+
+    index: Tensor
+    sign: Tensor
+
+    def _hash(self, shape: tuple[int, ...], weights: int, seed: int) -> None:
+        if not 1 <= weights <= math.prod(shape):
+            raise ValueError(f"weights must be from 1 to the {math.prod(shape)} connections, got {weights}")
+        source = torch.Generator().manual_seed(seed)
+        self.register_buffer("index", torch.randint(weights, shape, generator=source), persistent=False)
+        self.register_buffer("sign", torch.randint(2, shape, generator=source) * 2.0 - 1, persistent=False)
+        bound = 1 / math.sqrt(math.prod(shape[1:]))  # PyTorch's own for the virtual weight
+        self.weight = nn.Parameter(torch.empty(weights).uniform_(-bound, bound, generator=source))
+        self.register_buffer("mask", torch.ones(weights, dtype=torch.bool))
+
+    def virtual_weight(self) -> Tensor:
+        """The weight of every connection: the shared one with the connection's sign."""
+        return self.effective_weight()[self.index] * self.sign
+
+    @property
+    def connections(self) -> int:
+        """Number of connections that share the weights; ``synapses`` counts the weights."""
+        return self.index.numel()
+
+
+class HashedLinear(_Hashed, nn.Linear):
+    """``nn.Linear`` with ``weights`` shared weights; input [..., in], output [..., out]."""
+
+    def __init__(self, in_features: int, out_features: int, weights: int, seed: int = 0, bias: bool = True):
+        super().__init__(in_features, out_features, bias)
+        self._hash((out_features, in_features), weights, seed)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.virtual_weight(), self.bias)
+
+
+class HashedConv2d(_Hashed, nn.Conv2d):
+    """``nn.Conv2d`` (stride, padding and groups as given) with ``weights`` shared weights."""
+
+    def __init__(self, *args, weights: int, seed: int = 0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._hash(tuple(self.weight.shape), weights, seed)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.virtual_weight(), self.bias)
+
+
+def hashed(model: nn.Module, density: float, seed: int = 0) -> nn.Module:
+    """Turn every ``nn.Linear`` and ``nn.Conv2d`` into a hashed twin with the fraction ``density`` of its weights.
+
+    At least one a layer; biases are kept. Works in place and returns the model (a new module
+    where the model itself is one layer).
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density must lie in (0, 1], got {density}")
+    for number, (name, layer) in enumerate(list(model.named_modules())):
+        if type(layer) not in (nn.Linear, nn.Conv2d):
+            continue
+        weights = max(round(density * layer.weight.numel()), 1)
+        twin = _twin(layer, weights, generator(seed, HASHED, number).initial_seed())
+        twin.bias = layer.bias
+        if not name:
+            return twin
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, twin)
+    return model
+
+
+def _twin(layer: nn.Linear | nn.Conv2d, weights: int, seed: int) -> HashedLinear | HashedConv2d:
+    if isinstance(layer, nn.Linear):
+        return HashedLinear(layer.in_features, layer.out_features, weights, seed, layer.bias is not None)
+    return HashedConv2d(
+        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        layer.groups, layer.bias is not None, layer.padding_mode, weights=weights, seed=seed,
+    )
+
+
+def ladder(
+    notation: str, dataset: Dataset, recipe: Recipe, requirement: float, seed: int, patience: int, budget: int,
+    keep: float = 0.7, **given,
+) -> Training:
+    """HashedNets of fewer and fewer weights, ``keep`` times those of the last, until one misses the requirement.
+
+    The first is the unpruned network. Each later training starts anew and may take as long as that one, and
+    ``patience`` evaluations more; ``budget`` limits the iterations of all together. They are returned as one training:
+    its control has the events of all and delivers the smallest network that met the requirement, every iteration
+    counts, and a density is that of stored weights to connections. ``given`` goes on to ``train``.
+    """
+    dense = best = train(
+        prepare(notation, recipe, requirement, METHODS["unpruned"], seed, dataset.train.images.device, budget=budget),
+        dataset, recipe, seed, **given,
+    )
+    schedule, events, spent, seconds = GeometricSchedule(keep), list(dense.control.events), dense.iteration, dense.seconds
+    origin = {"average": copy.deepcopy(dense.average.state_dict())}
+    total, start, met, rung, action = dense.control.pruner.synapses, dense.control.start, dense.control.best, 0, None
+    while action is None and met:
+        rung += 1
+        allowed = min(start + patience * recipe.interval, budget - spent)
+        if allowed < recipe.interval:
+            action = "budget spent"
+            break
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
+            model = hashed(lenet(notation), schedule.amount(rung), seed).to(dataset.train.images.device)
+        training = train(assembled(model, recipe, requirement, METHODS["unpruned"], seed, budget=allowed), dataset, recipe, seed, **given)
+        control, layers = training.control, masked_layers(model)
+        parts = {name: layer.synapses / layer.connections for name, layer in layers.items()}
+        density = control.pruner.synapses / total
+        events += [
+            replace(event, iteration=spent + event.iteration, density=density, densities=parts, action="wait")
+            for event in control.events
+        ]
+        spent, seconds = spent + training.iteration, seconds + training.seconds
+        if control.reached:
+            best, met = training, control.best | {"iteration": spent, "density": density}
+        else:
+            action = "budget spent" if spent >= budget else "not recovered"
+    if action:
+        events[-1] = replace(events[-1], action=action)
+    control = best.control
+    control.events, control.start, control.best = events, start, met
+    control.pruner.checkpoints["dense"] = origin
+    best.iteration, best.seconds = spent, seconds
+    return best

@@ -1,0 +1,94 @@
+"""Records to a table and back: columns in order, rows sorted, nothing lost, damage named."""
+
+import random
+
+import pandas as pd
+import pytest
+
+from pruning.analysis import tables as results
+from pruning.study import records as stored
+from pruning.files import DamagedFile
+
+
+def made(benchmark="digits-2c", requirement=0.95, method="iterative", seed=0, **result):
+    """A record with all that the table takes from one."""
+    values = {
+        "synapses": 44190, "significant": 1000, "density": 1000 / 44190, "validation_accuracy": 0.95,
+        "test_accuracy": 0.1 + 0.2, "iterations": 500, "iterations_unpruned": 160, "effort": 3.125, "reached": True,
+        "iterations_spent": 700, "stopped": "not recovered",
+        "macs_dense": 281640, "macs": 89469, "training_macs": 10**13,
+    }
+    run = {"study": "some", "name": f"{benchmark}-{requirement}-{method}-{seed}", "benchmark": benchmark,
+           "network": "28x28-6c5-16c5-120-84-10", "dataset": "digits", "requirement": requirement, "method": method,
+           "seed": seed, "settings": {"batch": 32}}
+    return {"run": run, "result": values | result, "data": "Digits"}
+
+
+MISSED = {"reached": False, "effort": None, "iterations_unpruned": None, "density": 1.0, "significant": 44190}
+
+
+@pytest.fixture
+def some():
+    found = [
+        made(benchmark, requirement, method, seed)
+        for benchmark in ("digits-2c", "digits-3c") for requirement in (0.95, 0.97)
+        for method in ("gradual", "iterative") for seed in (0, 2, 10)
+    ]
+    return [*found, made(requirement=0.999, **MISSED)]
+
+
+def test_the_table_has_its_columns_in_order_and_its_rows_sorted(some):
+    table = results.frame(some)
+    assert tuple(table.columns) == results.COLUMNS and len(table) == len(some)
+    assert table.equals(table.sort_values(results.KEYS, ignore_index=True))
+    shuffled = random.Random(0).sample(some, len(some))
+    pd.testing.assert_frame_equal(results.frame(shuffled), table)
+
+
+def test_a_run_that_was_not_reached_stays_in_the_table(some):
+    table = results.frame(some)
+    row = table[~table["reached"]].iloc[0]
+    assert row["density"] == 1 and pd.isna(row["effort"]) and pd.isna(row["iterations_unpruned"])
+    assert table["iterations_unpruned"].dtype == "Int64"
+
+
+def test_a_run_that_pruned_early_and_was_not_reached_counts_with_all_synapses():
+    table = results.frame([made(seed=0, **MISSED | {"density": 0.4, "significant": 17676}), made(seed=1)])
+    assert list(table["density"]) == [1, 1000 / 44190] and list(table["significant"]) == [17676, 1000]
+
+
+def test_the_written_table_reads_back_exactly_and_is_the_same_file_again(some, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
+    path = results.write_table("some", some)
+    assert path == tmp_path / "some" / "runs.csv"
+    before = path.read_bytes()
+    assert b"\r" not in before and before.endswith(b"\n")
+    back = pd.read_csv(path, dtype={"iterations_unpruned": "Int64"})
+    pd.testing.assert_frame_equal(back, results.frame(some), check_dtype=False, check_exact=True)
+    assert results.write_table("some", reversed(some)).read_bytes() == before
+
+
+def test_records_come_back_as_written_in_the_order_of_their_names(some, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
+    for record in some:
+        stored.write_record(tmp_path / "some" / "runs" / f"{record['run']['name']}.json", record)
+    assert stored.records("some") == sorted(some, key=lambda record: f"{record['run']['name']}.json")
+    assert results.titles(some) == {"digits-2c": "Digits", "digits-3c": "Digits"}
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: data[:-20], lambda data: data.replace(b'"significant":1000', b'"significant":10'),
+    lambda data: b"[]\n", lambda data: b"", lambda data: b"\xff\xfe",
+])
+def test_a_damaged_record_is_named(damage, tmp_path):
+    path = tmp_path / "one.json"
+    stored.write_record(path, made())
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DamagedFile, match="one.json"):
+        stored.read_record(path)
+
+
+def test_a_study_without_records_says_how_to_make_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="make study STUDY=nothing"):
+        stored.records("nothing")

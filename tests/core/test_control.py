@@ -1,0 +1,544 @@
+import copy
+import io
+import itertools
+import math
+import statistics
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pruning import density, masked, masked_layers
+from pruning import allocation, criteria
+from pruning.control import PruneControl
+from pruning.methods import METHODS, Method
+from pruning.schedules import GeometricSchedule, LinearThreshold, PolynomialSchedule
+from pruning.strategies import Ramp, Rounds
+from pruning.study import datasets
+from pruning.study.networks import lenet
+from pruning.study.training import Recipe, accuracy, batches
+
+ITERATIVE, UNPRUNED = METHODS["iterative"], METHODS["unpruned"]
+LADDER = Method(criteria.magnitude, allocation.global_threshold, Rounds(GeometricSchedule(0.5)))
+REWIND = Method(criteria.magnitude, allocation.global_threshold, Rounds(GeometricSchedule(0.5), from_dense=True))
+GRADUAL = Method(criteria.magnitude, allocation.global_threshold, Ramp(PolynomialSchedule(0.1)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(seed=0):
+    """Synapses: conv 3 x 2 x 3 x 3 = 54, fc 5 x 12 = 60; images [N, 2, 4, 4]."""
+    torch.manual_seed(seed)
+    return masked(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5)))
+
+
+def step(model, optimizer, seed):
+    source = torch.Generator().manual_seed(seed)
+    optimizer.zero_grad()
+    x, y = torch.randn(8, 2, 4, 4, generator=source), torch.randint(5, (8,), generator=source)
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+
+def drive(control, accuracies, interval=10, first=1):
+    return [control.update(number * interval, found) for number, found in enumerate(accuracies, start=first)]
+
+
+def actions(events):
+    return [event.action for event in events]
+
+
+def linear(*weights):
+    layer = masked(nn.Linear(len(weights), 1, bias=False))
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([weights]))
+    return layer
+
+
+# Criteria and allocations
+
+
+def test_magnitude():
+    assert criteria.magnitude(linear(-3.0, 0.5, 2.0), torch.Generator()).tolist() == [[3.0, 0.5, 2.0]]
+
+
+def test_random_scores_follow_from_the_generator_alone():
+    first, again, other = (criteria.random(linear(*range(50)), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert first.shape == (1, 50) and first.min() >= 0 and first.max() < 1
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_thresholds_by_deviation_by_hand():
+    # Deviations: of (1, -1, 3, -3) the root of (1 + 1 + 9 + 9) / 4; of (2, 4) one.
+    layers = {"a": linear(1.0, -1.0, 3.0, -3.0), "b": linear(2.0, 4.0)}
+    found = allocation.std_threshold(layers, {}, {"a": 0.5, "b": 3.0})
+    assert found == pytest.approx({"a": 0.5 * math.sqrt(5), "b": 3.0})
+    layers["a"].prune(torch.tensor([[True, False, True, True]]))  # left: 1, 3, -3 of mean 1/3
+    expected = statistics.pstdev([1, 3, -3])
+    assert allocation.std_threshold(layers, {}, {"a": 1, "b": 1})["a"] == pytest.approx(expected)
+    layers["a"].prune(torch.zeros(1, 4, dtype=torch.bool))
+    assert allocation.std_threshold(layers, {}, {"a": 1, "b": 1})["a"] == math.inf
+
+
+def kept(layers, scores, thresholds):
+    return {name: int((scores[name] > thresholds[name]).sum()) for name in layers}
+
+
+@pytest.mark.parametrize(("amount", "count"), [(1, 10), (0.99, 10), (0.5, 5), (0.31, 3), (0.1, 1), (0.01, 1), (0, 1)])
+def test_uniform_keeps_exact_counts(amount, count):
+    layers = {"a": linear(*range(1, 11)), "b": linear(*range(101, 111))}
+    scores = {name: layer.weight.detach().abs() for name, layer in layers.items()}
+    thresholds = allocation.uniform(layers, scores, dict.fromkeys(layers, amount))
+    assert kept(layers, scores, thresholds) == {"a": count, "b": count}
+    assert thresholds["a"] == (10 - count if count < 10 else -math.inf)
+
+
+def test_across_takes_the_best_of_all_layers():
+    layers = {"a": linear(*range(1, 11)), "b": linear(*range(101, 111))}
+    scores = {name: layer.weight.detach().abs() for name, layer in layers.items()}
+    assert allocation.global_threshold(layers, scores, {"a": 0.6, "b": 0.6}) == {"a": 8.0, "b": 8.0}
+    assert kept(layers, scores, allocation.global_threshold(layers, scores, {"a": 0.5, "b": 0.1})) == {"a": 0, "b": 6}
+
+
+def test_densities_count_what_is_pruned_already():
+    layers = {"a": linear(*range(1, 11))}
+    layers["a"].prune(torch.arange(1, 11)[None] > 4)
+    scores = {"a": torch.arange(10, 0, -1.0)[None]}  # the pruned ones score best, and stay out
+    for allocate in (allocation.uniform, allocation.global_threshold):
+        thresholds = allocate(layers, scores, {"a": 0.4})
+        layer = copy.deepcopy(layers["a"])
+        layer.prune(scores["a"] > thresholds["a"])
+        assert layer.significant == 4 and not layer.mask[0, :4].any()
+
+
+def test_ties_at_the_threshold_go_together():
+    layers = {"a": linear(1.0, 2.0, 2.0, 2.0, 3.0)}
+    scores = {"a": layers["a"].weight.detach().abs()}
+    assert kept(layers, scores, allocation.uniform(layers, scores, {"a": 0.6})) == {"a": 1}
+    assert kept(layers, scores, allocation.uniform(layers, scores, {"a": 0.8})) == {"a": 4}
+
+
+# Schedules
+
+
+def test_schedules_are_pure_functions():
+    assert [LinearThreshold(0.1).amount(n) for n in (0, 1, 2.5)] == pytest.approx([0, 0.1, 0.25])
+    assert [GeometricSchedule(0.7).amount(n) for n in (0, 1, 2, 0.5)] == pytest.approx([1, 0.7, 0.49, math.sqrt(0.7)])
+    for schedule in (LinearThreshold(), GeometricSchedule(), PolynomialSchedule()):
+        assert schedule.amount(0) == (0 if isinstance(schedule, LinearThreshold) else 1)
+        assert schedule.amount(0.3) == schedule.amount(0.3)
+        with pytest.raises(AttributeError):
+            schedule.rate = 1
+
+
+def test_cubic_against_zhu_and_gupta():
+    # s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (n dt))^3 with sparsity s from 0 to 0.8 over 100 steps
+    for t in (0, 25, 50, 100):
+        sparsity = 0.8 + (0 - 0.8) * (1 - t / 100) ** 3
+        assert PolynomialSchedule(0.2).amount(t / 100) == pytest.approx(1 - sparsity)
+    assert PolynomialSchedule(0.2).amount(0.25) == pytest.approx(0.5375)  # 0.2 + 0.8 x 27/64
+    assert PolynomialSchedule(0.2).amount(1.5) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: LinearThreshold(0), lambda: LinearThreshold(-0.1), lambda: LinearThreshold(math.nan), lambda: GeometricSchedule(0), lambda: GeometricSchedule(1),
+    lambda: GeometricSchedule(math.nan), lambda: PolynomialSchedule(0), lambda: PolynomialSchedule(1), lambda: PolynomialSchedule(-0.1),
+])
+def test_bad_schedules(make):
+    with pytest.raises(ValueError, match=r"must (be positive|lie between 0 and 1), got"):
+        make()
+
+
+# Prune control
+
+
+def test_pruning_starts_when_the_requirement_is_met_and_a_round_needs_it_again():
+    control = PruneControl(tiny(), 0.8)
+    events = drive(control, [0.5, 0.79, 0.8, 0.79, 0.5, 0.9])
+    assert actions(events) == ["wait", "wait", "prune", "wait", "wait", "prune"]
+    assert [event.phase for event in events] == ["train", "train", "train", "recover", "recover", "recover"]
+    assert [event.thresholds is not None for event in events] == [False, False, True, False, False, True]
+    assert (control.start, control.pruner.round, control.missed) == (30, 2, 0)
+    assert [event.iteration for event in events] == [10, 20, 30, 40, 50, 60]
+    densities = [event.density for event in events]
+    assert densities[:3] == [1, 1, 1]  # what was evaluated, before it was pruned
+    assert 1 > densities[3] == densities[4] == densities[5] > control.pruner.density
+    assert events[-1].densities == control.pruner.densities()
+    assert not control.finished and not events[-1].finished
+
+
+def test_thresholds_rise_layer_by_layer_at_their_own_rate():
+    model = tiny()
+    layers = masked_layers(model)
+    control = PruneControl(model, 0.5)
+    assert control.strategy.rates(control.pruner) == pytest.approx({"0": 0.05, "2": 0.1})  # convolutions at half the pace
+    for number in range(1, 6):
+        deviations = {name: layer.weight.detach()[layer.mask].std(correction=0) for name, layer in layers.items()}
+        thresholds = control.update(number, 0.9).thresholds
+        assert control.pruner.round >= number
+        assert thresholds["0"] == pytest.approx(0.05 * control.pruner.round * float(deviations["0"]))
+        assert thresholds["2"] == pytest.approx(0.1 * control.pruner.round * float(deviations["2"]))
+        for name, layer in layers.items():
+            left = layer.weight.detach()[layer.mask].abs()
+            assert left.min() > thresholds[name]
+            assert layer.significant == left.numel()
+
+
+def test_a_round_cuts_something():
+    model = tiny()
+    control = PruneControl(model, 0.5, Method(criteria.magnitude, allocation.std_threshold, Rounds(LinearThreshold(1e-4))))
+    before = control.pruner.density
+    control.update(1, 0.9)
+    assert control.pruner.density < before and control.pruner.round > 1
+
+
+def test_paces_by_name():
+    control = PruneControl(tiny(), 0.5, paces={"0": 2.0})
+    assert control.strategy.rates(control.pruner) == pytest.approx({"0": 0.2, "2": 0.1})
+    control = PruneControl(tiny(), 0.5, paces={"0": 0})
+    drive(control, [0.9] * 5)
+    assert control.pruner.densities()["0"] == 1 > control.pruner.densities()["2"]
+    with pytest.raises(ValueError, match=r"no masked layer \['fc9'\]; the layers are \['0', '2'\]"):
+        PruneControl(tiny(), 0.5, paces={"fc9": 1})
+    for pace in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="pace of '0' must be 0 or more"):
+            PruneControl(tiny(), 0.5, paces={"0": pace})
+
+
+def test_a_slow_recovery_halves_the_rates():
+    control = PruneControl(tiny(), 0.8, patience=4)
+    rates = control.strategy.rates(control.pruner)
+    drive(control, [0.9, 0.1, 0.1, 0.9])
+    assert control.strategy.rates(control.pruner) == pytest.approx(rates)  # two missed of four: not slower than half
+    drive(control, [0.1, 0.1, 0.1, 0.9], first=5)
+    assert control.strategy.rates(control.pruner) == pytest.approx({name: rate / 2 for name, rate in rates.items()})
+
+
+def test_stop_by_patience():
+    control = PruneControl(tiny(), 0.8, patience=3)
+    events = drive(control, [0.1] * 5 + [0.8, 0.1, 0.1, 0.1])  # patience does not run before the start
+    assert actions(events) == ["wait"] * 5 + ["prune", "wait", "wait", "not recovered"]
+    assert events[-1].finished and control.finished and control.reached
+    with pytest.raises(RuntimeError, match=r"delivered\(\)"):
+        control.update(100, 0.9)
+
+
+@pytest.mark.parametrize("method", [UNPRUNED, ITERATIVE, GRADUAL])
+def test_stop_by_budget_without_the_requirement_met(method):
+    control = PruneControl(tiny(), 0.99, method, budget=35)
+    events = drive(control, [0.5, 0.6, 0.7, 0.8])
+    assert actions(events) == ["wait", "wait", "wait", "budget spent"]
+    assert not control.reached and control.start is None and control.pruner.density == 1
+    assert density(control.delivered()) == 1
+
+
+def test_stop_by_budget_keeps_what_met_the_requirement_at_the_end():
+    control = PruneControl(tiny(), 0.8, LADDER, budget=30)
+    events = drive(control, [0.9, 0.9, 0.9])
+    assert actions(events) == ["prune", "prune", "budget spent"]
+    assert control.best["iteration"] == 30 and density(control.delivered()) == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["iterative", "oneshot", "random"])
+def test_stop_when_nothing_is_left(name):
+    control = PruneControl(tiny(), 0.5, METHODS[name])
+    for iteration in itertools.count(1):
+        if control.update(iteration, 0.9).finished:
+            break
+        assert iteration < 500
+    assert control.events[-1].action == "nothing left to prune"
+    assert control.pruner.density * 114 <= 2
+    assert density(control.delivered()) == control.pruner.density
+
+
+def test_a_layer_that_cannot_be_pruned_does_not_keep_it_from_ending():
+    model = tiny()
+    with torch.no_grad():
+        model[0].weight.fill_(0.5)  # no deviation, so that its threshold does not rise
+    control = PruneControl(model, 0.5, paces={"2": 0})
+    assert control.update(1, 0.9).action == "nothing left to prune" and control.pruner.density == 1
+
+
+def test_stop_when_the_ramp_is_completed():
+    control = PruneControl(tiny(), 0.8, GRADUAL, ramp=40)
+    events = drive(control, [0.1, 0.9, 0.1, 0.9, 0.9, 0.1, 0.1, 0.9])
+    assert actions(events) == ["wait", "wait", "prune", "prune", "prune", "prune", "wait", "ramp completed"]
+    expected = [1.0] * 3 + [round(114 * PolynomialSchedule(0.1).amount(part)) / 114 for part in (0.25, 0.5, 0.75, 1, 1)]
+    assert [event.density for event in events] == pytest.approx(expected)
+    assert control.best["iteration"] == 80
+
+
+def test_gradual_gives_up_as_well():
+    control = PruneControl(tiny(), 0.8, GRADUAL, ramp=1000, patience=2)
+    assert actions(drive(control, [0.9, 0.1, 0.1])) == ["wait", "prune", "not recovered"]
+
+
+def test_unpruned_stops_at_the_requirement():
+    control = PruneControl(tiny(), 0.8, UNPRUNED)
+    events = drive(control, [0.7, 0.8])
+    assert actions(events) == ["wait", "requirement met"]
+    assert control.start == control.best["iteration"] == 20 and density(control.delivered()) == 1
+
+
+def test_delivered_is_the_sparsest_that_met_the_requirement():
+    model = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    control = PruneControl(model, 0.8, LADDER, optimizer=optimizer, patience=4)
+    states, found = [], [0.9, 0.85, 0.1, 0.82, 0.3, 0.2, 0.1, 0.0]
+    for number, value in enumerate(found):
+        step(model, optimizer, number)
+        states.append((control.pruner.density, copy.deepcopy(model.state_dict())))
+        control.update(number, value)
+    assert control.finished and control.events[-1].action == "not recovered"
+    assert control.pruner.density < control.best["density"] == states[3][0] < states[1][0]
+    assert (control.best["iteration"], control.best["accuracy"]) == (3, 0.82)
+    delivered = control.delivered()
+    assert delivered is not model and density(delivered) == states[3][0]
+    assert all(torch.equal(value, states[3][1][name]) for name, value in delivered.state_dict().items())
+    step(model, optimizer, 99)  # a copy: training on does not touch it
+    assert torch.equal(delivered.state_dict()["2.weight"], states[3][1]["2.weight"])
+
+
+def test_of_equal_densities_the_earlier_is_kept():
+    control = PruneControl(tiny(), 0.8, GRADUAL)
+    events = drive(control, [0.9, 0.95, 0.95])  # the ramp cuts nothing at its start
+    assert [event.density == 1 for event in events] == [True, True, False]
+    assert control.best["iteration"] == 30
+    control = PruneControl(tiny(), 0.8, GRADUAL)
+    drive(control, [0.9, 0.95])
+    assert (control.best["iteration"], control.best["accuracy"]) == (10, 0.9)
+
+
+def test_oneshot_rewinds_to_the_dense_weights_in_each_round():
+    model = tiny()
+    average = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    control = PruneControl(model, 0.8, REWIND, optimizer=optimizer, average=average)
+    step(model, optimizer, 0)
+    origin = copy.deepcopy([model.state_dict(), average.state_dict(), optimizer.state_dict()])
+    for number in range(1, 4):
+        control.update(number, 0.9)
+        assert control.pruner.density == pytest.approx(0.5**number, abs=0.01)
+        for net, dense in ((model, origin[0]), (average, origin[1])):
+            for name, layer in masked_layers(net).items():
+                assert torch.equal(layer.weight, torch.where(layer.mask, dense[f"{name}.weight"], 0))
+                assert torch.equal(layer.bias, dense[f"{name}.bias"])
+                assert layer.significant < layer.synapses
+        for index, name in ((0, "0"), (2, "2")):
+            momentum = optimizer.state_dict()["state"][index]["momentum_buffer"]
+            mask = model.get_submodule(name).mask
+            assert torch.equal(momentum, torch.where(mask, origin[2]["state"][index]["momentum_buffer"], 0))
+        if number < 3:
+            for seed in range(2):
+                step(model, optimizer, seed)
+
+
+@pytest.mark.parametrize("make", [
+    lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01),
+    lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True, fused=True),
+    lambda parameters: torch.optim.Adam(parameters, lr=0.01, weight_decay=0.01, amsgrad=True),
+    lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1),
+], ids=["sgd", "nesterov", "adam", "adamw"])
+@pytest.mark.parametrize("method", [ITERATIVE, LADDER, REWIND])
+def test_stored_weights_stay_zero_as_the_momentum_is_cleared(make, method):
+    model = tiny()
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = make(model.parameters())
+    control = PruneControl(model, 0.5, method, optimizer=optimizer, average=average)
+    for number in range(1, 13):
+        step(model, optimizer, number)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 0.1)
+        for net in (model, average):
+            for name, layer in masked_layers(net).items():
+                assert not layer.weight[~layer.mask].any()
+                assert torch.equal(layer.mask, model.get_submodule(name).mask)
+        if number % 3 == 0:
+            control.update(number, 0.9)
+    assert 0 < control.pruner.density < 1
+    assert density(control.delivered()) == control.events[-1].density
+    assert torch.equal(control.delivered().state_dict()["2.weight"], control.best["model"]["2.weight"])
+
+
+def test_the_average_is_what_is_delivered_and_must_fit():
+    model = tiny()
+    control = PruneControl(model, 0.8, UNPRUNED, average=tiny(seed=1))
+    control.update(1, 0.9)
+    assert torch.equal(control.delivered()[2].weight, tiny(seed=1)[2].weight)
+    with pytest.raises(ValueError, match="average must be a masked copy"):
+        PruneControl(model, 0.8, average=nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("method", [ITERATIVE, LADDER, REWIND, GRADUAL, METHODS["random"], UNPRUNED])
+def test_a_state_saved_midway_leads_to_the_same_decisions(method):
+    def started():
+        model = tiny()
+        average = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        limits = {"patience": 4, "ramp": 90, "budget": 140, "seed": 3}
+        return PruneControl(model, 0.8, method, optimizer=optimizer, average=average, **limits)
+
+    def go_on(control, found, first):
+        for number, value in enumerate(found, start=first):
+            step(control.pruner.model, control.pruner.optimizer, number)
+            control.update(10 * number, value)
+            if control.finished:
+                break
+
+    found = [0.1, 0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.1, 0.9, 0.9, 0.85, 0.9, 0.1, 0.1, 0.1]
+    if method is UNPRUNED:
+        found[1:6] = [0.1] * 5
+    whole = started()
+    go_on(whole, found, 1)
+    assert whole.finished
+
+    first = started()
+    go_on(first, found[:4], 1)  # in the middle of a recovery
+    buffer = io.BytesIO()
+    parts = ("model", "average", "optimizer")
+    torch.save({"control": first.state_dict()} | {name: getattr(first.pruner, name).state_dict() for name in parts}, buffer)
+    go_on(first, found[4:8], 5)  # the state is of its moment, not a view of what goes on
+    buffer.seek(0)
+    state = torch.load(buffer, weights_only=True)
+    second = started()
+    for name in parts:
+        getattr(second.pruner, name).load_state_dict(state[name])
+    second.load_state_dict(state["control"])
+    assert [event.iteration for event in second.events] == [10, 20, 30, 40]
+    go_on(second, found[4:], 5)
+    assert second.events == whole.events
+    assert second.strategy == whole.strategy and second.pruner.round == whole.pruner.round
+    ours, theirs = second.delivered().state_dict(), whole.delivered().state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_state_of_something_else_is_an_error():
+    state = PruneControl(tiny(), 0.8).state_dict()
+    other = masked(nn.Sequential(nn.Linear(2, 2)))
+    for control in (PruneControl(tiny(), 0.9), PruneControl(other, 0.8)):
+        with pytest.raises(ValueError, match="another (requirement|layers)"):
+            control.load_state_dict(state)
+
+
+def test_the_random_criterion_draws_anew_in_each_round():
+    model = masked(nn.Linear(20, 5))
+    control = PruneControl(model, 0.5, METHODS["random"])
+    control.update(1, 0.9)
+    scores = criteria.random(model, torch.Generator().manual_seed(1))  # those of the first round
+    best = scores.flatten().argsort(descending=True)
+    assert set(best[:80].tolist()) == set(model.mask.flatten().nonzero().flatten().tolist())
+    control.update(2, 0.9)
+    assert model.significant == 64
+    assert set(best[:64].tolist()) != set(model.mask.flatten().nonzero().flatten().tolist())
+
+
+def test_the_random_criterion_follows_from_the_seed():
+    masks = []
+    for seed in (0, 0, 1):
+        control = PruneControl(tiny(), 0.5, METHODS["random"], seed=seed)
+        drive(control, [0.9, 0.9])
+        masks.append(torch.cat([layer.mask.flatten() for layer in control.pruner.layers.values()]))
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+    assert control.pruner.densities() == pytest.approx({"0": 35 / 54, "2": 38 / 60})  # 0.64 of each
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"requirement": 0}, "requirement must be an accuracy between 0 and 1, got 0"),
+    ({"requirement": 1}, "got 1"),
+    ({"requirement": 1.5}, "got 1.5"),
+    ({"requirement": math.nan}, "got nan"),
+    ({"patience": 0}, "patience must be at least 1, got 0"),
+    ({"budget": 0}, "budget must be at least 1, got 0"),
+    ({"ramp": -1}, "ramp must be at least 1, got -1"),
+])
+def test_bad_parameters(given, said):
+    with pytest.raises(ValueError, match=said):
+        PruneControl(tiny(), **{"requirement": 0.5} | given)
+
+
+@pytest.mark.parametrize("value", [97.5, -0.1, math.nan])
+def test_an_accuracy_is_a_fraction(value):
+    control = PruneControl(tiny(), 0.5)
+    with pytest.raises(ValueError, match="fraction between 0 and 1"):
+        control.update(1, value)
+    assert not control.events
+
+
+def test_a_model_without_masked_layers():
+    with pytest.raises(ValueError, match=r"call masked\(model\) first"):
+        PruneControl(nn.Linear(2, 2), 0.5)
+
+
+def test_five_lines_in_ones_own_loop():
+    data = datasets.load("digits")
+    torch.manual_seed(0)
+    model = lenet("28x28-6c5-16c5-120-84-10")
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+
+    def validation_accuracy(model):
+        return accuracy(model, data.validation)
+
+    model = masked(model)
+    control = PruneControl(model, requirement=0.9, optimizer=optimizer)
+    stream = batches(data, Recipe(batch=64), seed=0)
+    for iteration, (images, labels) in enumerate(itertools.islice(stream, 400), start=1):
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if iteration % 20 == 0 and control.update(iteration, validation_accuracy(model)).finished:
+            break
+    model = control.delivered()
+
+    assert control.reached and control.pruner.round >= 3
+    assert density(model) == control.best["density"] < 0.7
+    assert validation_accuracy(model) == control.best["accuracy"] >= 0.9
+    for layer in masked_layers(control.pruner.model).values():
+        assert not layer.weight[~layer.mask].any()
+
+
+@pytest.mark.parametrize("trained", [0, 100])
+def test_adaptive_in_ones_own_loop(trained):
+    data = datasets.load("digits")
+    torch.manual_seed(0)
+    model = masked(lenet("28x28-6c5-16c5-120-84-10"))
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    batches_ = batches(data, Recipe(batch=64), seed=0)
+    count, stream = itertools.count(1), itertools.islice(batches_, 2000)
+
+    def training_step():
+        images, labels = next(stream)
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def next_images():
+        next(count)
+        return next(stream)[0]
+
+    def validation_accuracy():
+        return accuracy(model, data.validation)
+
+    for _ in range(trained):  # a model that comes trained goes on counting
+        next(count), training_step()
+    control = PruneControl(model, 0.9, METHODS["adaptive"], optimizer=optimizer)
+    for iteration in count:
+        training_step()
+        if iteration % 20 == 0 and control.update(iteration, validation_accuracy(), validation_accuracy, next_images).finished:
+            break
+    assert control.reached and control.start > trained and density(control.delivered()) < 0.2
+    assert control.events[-1].action == "effort spent" and iteration >= 2 * control.start
+    assert accuracy(control.delivered(), data.validation) == control.best["accuracy"] >= 0.9
+
+
+def test_adaptive_needs_the_iterations_of_the_training():
+    control = PruneControl(masked(nn.Sequential(nn.Linear(4, 2))), 0.5, METHODS["adaptive"])
+    with pytest.raises(ValueError, match="at least 1, got 0: .* count those of the training"):
+        control.update(0, 0.9, lambda: 0.9, lambda: torch.zeros(2, 4))
+    assert not control.events and control.start is None and control.best is None

@@ -1,0 +1,481 @@
+import copy
+import importlib
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pruning import MaskedConv2d, MaskedLinear, density, masked, masked_layers, unmasked
+
+OPTIMIZERS = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "nesterov": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01, weight_decay=0.01),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1),
+}
+CONVOLUTIONS = {
+    "plain": {},
+    "stride": {"stride": (2, 1)},
+    "padding": {"padding": 2},
+    "same": {"padding": "same"},
+    "reflect": {"padding": 1, "padding_mode": "reflect"},
+    "circular": {"padding": (1, 2), "padding_mode": "circular"},
+    "groups": {"groups": 2},
+    "dilation": {"dilation": 2, "bias": False},
+}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+class Net(nn.Module):
+    """Nested: images [N, 4, 8, 8] to logits [N, 5]."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
+        self.head = nn.ModuleDict({"hidden": nn.Linear(24, 7), "out": nn.Linear(7, 5)})
+
+    def forward(self, x):
+        return self.head["out"](F.relu(self.head["hidden"](self.body(x).flatten(1))))
+
+
+def images(count=3):
+    return torch.randn(count, 4, 8, 8)
+
+
+def cut(model, share=0.5):
+    """Prune a random ``share`` of each layer; returns the masks."""
+    for layer in masked_layers(model).values():
+        layer.prune(torch.rand(layer.weight.shape) >= share)
+    return {name: layer.mask.clone() for name, layer in masked_layers(model).items()}
+
+
+def by_hand(model, masks):
+    """A plain copy of a masked model whose pruned weights were set to zero by hand."""
+    plain = Net()
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if not name.endswith("mask")})
+    with torch.no_grad():
+        for name, mask in masks.items():
+            plain.get_submodule(name).weight[~mask] = 0
+    return plain
+
+
+def train(model, optimizer, steps=3):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images(8)), torch.randint(5, (8,))).backward()
+        optimizer.step()
+
+
+def saved(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_pruned_synapses_are_zero_whatever_the_optimizer_does(name):
+    model = masked(Net())
+    optimizer = OPTIMIZERS[name](model.parameters())
+    train(model, optimizer)
+    masks = cut(model)
+    train(model, optimizer)  # with momentum of the weights that are gone: nobody cleared it
+    stored = {key: layer.weight.detach()[~layer.mask] for key, layer in masked_layers(model).items()}
+    assert any(weights.any() for weights in stored.values()), "the optimizer should have moved a stored weight"
+    for layer in masked_layers(model).values():
+        assert not layer.effective_weight()[~layer.mask].any()
+        assert not layer.weight.grad[~layer.mask].any()
+        assert layer.weight.grad[layer.mask].any()
+    assert all(torch.equal(layer.mask, masks[key]) for key, layer in masked_layers(model).items())
+    plain, x = by_hand(model, masks).eval(), images()
+    assert torch.equal(model.eval()(x), plain(x))
+    assert torch.equal(unmasked(model)(x), plain(x))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_without_stale_momentum_stored_weights_stay_zero_and_the_rest_trains_as_a_plain_layer(name):
+    model = masked(Net())
+    masks = cut(model)
+    plain = by_hand(model, masks)
+    optimizers = OPTIMIZERS[name](model.parameters()), OPTIMIZERS[name](plain.parameters())
+    for _ in range(4):
+        x, labels = images(8), torch.randint(5, (8,))
+        for net, optimizer in zip((model, plain), optimizers):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), labels).backward()
+            for key, mask in masks.items():
+                if net is plain:
+                    plain.get_submodule(key).weight.grad[~mask] = 0
+            optimizer.step()
+    for key, layer in masked_layers(model).items():
+        assert not layer.weight[~layer.mask].any()
+        assert torch.equal(layer.weight, plain.get_submodule(key).weight)
+        assert torch.equal(layer.bias, plain.get_submodule(key).bias)
+
+
+@pytest.mark.parametrize("poison", [1e30, -3e38])
+def test_nothing_stored_at_a_pruned_synapse_comes_through(poison):
+    layer = masked(nn.Linear(4, 3))
+    keep = torch.ones(3, 4, dtype=torch.bool)
+    keep[1, 2] = False
+    layer.prune(keep)
+    with torch.no_grad():
+        layer.weight[1, 2] = poison
+    output = layer(torch.ones(2, 4))
+    output.sum().backward()
+    assert output.isfinite().all() and output.abs().max() < 10
+    assert layer.weight.grad[1, 2] == 0 and torch.equal(layer.weight.grad[0], torch.full((4,), 2.0))
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(4, 3), lambda: nn.Conv2d(1, 3, 2)])
+def test_a_mask_changed_by_hand_counts_at_once(make):
+    layer = masked(make())
+    assert layer.effective_weight().all()
+    layer.mask.flatten()[1] = False
+    assert layer.effective_weight().flatten().nonzero().flatten().tolist() == [i for i in range(12) if i != 1]
+    layer.mask = torch.zeros_like(layer.mask)
+    assert not layer.effective_weight().any()
+    layer.double().mask.fill_(True)
+    assert layer.effective_weight().dtype == torch.float64 and layer.effective_weight().all()
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_of_every_setting(name):
+    plain = nn.Conv2d(4, 6, 3, **CONVOLUTIONS[name])
+    before = copy.deepcopy(plain)
+    layer = masked(before)
+    assert "mask" not in before.state_dict(), "who still holds the plain layer sees no change"
+    assert type(layer) is MaskedConv2d and layer.mask.shape == plain.weight.shape
+    keep = torch.rand(plain.weight.shape) > 0.5
+    layer.prune(keep)
+    with torch.no_grad():
+        plain.weight[~keep] = 0
+        layer.weight[~keep] = 3.0
+    x = torch.randn(2, 4, 9, 9)
+    ours, theirs = layer(x), plain(x)
+    assert torch.equal(ours, theirs)
+    ours.square().sum().backward()
+    theirs.square().sum().backward()
+    assert torch.equal(layer.weight.grad[keep], plain.weight.grad[keep]) and not layer.weight.grad[~keep].any()
+    again = unmasked(layer)
+    assert type(again) is nn.Conv2d and torch.equal(again(x), theirs)
+    assert "mask" not in again.state_dict()
+
+
+def test_made_directly():
+    layer = MaskedLinear(5, 2, bias=False, dtype=torch.float64)
+    assert layer(torch.ones(3, 5, dtype=torch.float64)).shape == (3, 2)
+    assert layer.mask.all() and layer.mask.dtype == torch.bool
+    assert (layer.synapses, layer.significant) == (10, 10)
+    assert "synapses=10" in repr(layer)
+
+
+def test_counts():
+    model = masked(Net())
+    assert list(masked_layers(model)) == ["body.0", "head.hidden", "head.out"]
+    assert density(model) == 1
+    layer = model.head["out"]
+    keep = torch.zeros(5, 7, dtype=torch.bool)
+    keep[0] = True
+    layer.prune(keep)
+    assert (layer.synapses, layer.significant) == (35, 7)
+    layer.prune(~keep)  # what was cut stays cut
+    assert layer.significant == 0
+    assert density(model) == (216 + 168) / (216 + 168 + 35)
+    layer.set_mask(keep)
+    assert layer.significant == 7 and not layer.weight.any()  # what comes back starts at zero
+    with pytest.raises(ValueError, match=r"masked\(model\) first"):
+        density(Net())
+
+
+def test_a_wrong_mask_is_an_error_that_changes_nothing():
+    layer = masked(nn.Linear(4, 3))
+    for keep, said in ((torch.ones(4, 3, dtype=torch.bool), r"\(4, 3\)"), (torch.ones(3, 4), "float32")):
+        with pytest.raises(ValueError, match=r"bool of shape \(3, 4\).*" + said):
+            layer.set_mask(keep)
+    with pytest.raises(ValueError, match=r"\(3, 4\)"):
+        layer.set_mask(torch.ones(1, dtype=torch.bool))
+    assert layer.mask.all() and layer.weight.all()
+
+
+def same(model, other):
+    x = images()
+    for key, layer in masked_layers(model).items():
+        assert torch.equal(layer.mask, masked_layers(other)[key].mask) and not layer.mask.all()
+    return torch.equal(model.eval()(x), other.eval()(x))
+
+
+def test_copies_and_files():
+    model = masked(Net())
+    masks = cut(model)
+    twin = copy.deepcopy(model)
+    assert same(model, twin)
+    cut(twin)
+    assert all(torch.equal(layer.mask, masks[key]) for key, layer in masked_layers(model).items()), "masks are shared"
+
+    other = masked(Net())
+    assert str(other.load_state_dict(model.state_dict(), strict=True)) == "<All keys matched successfully>"
+    assert same(model, other)
+    other = masked(Net())
+    other.load_state_dict(saved(model.state_dict()), strict=True)
+    assert same(model, other)
+    assert same(model, pickle.loads(pickle.dumps(model)))
+
+
+def test_a_plain_state_enters_a_masked_model_with_nothing_pruned():
+    plain, model = Net(), masked(Net())
+    cut(model)
+    before = set(plain.state_dict())
+    state = plain.state_dict()
+    model.load_state_dict(state, strict=True)
+    assert density(model) == 1 and set(state) == before
+    x = images()
+    assert torch.equal(model.eval()(x), plain.eval()(x))
+    with pytest.raises(RuntimeError, match=r"head\.out\.weight"):
+        model.load_state_dict({name: value for name, value in state.items() if name != "head.out.weight"})
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*mask"):
+        plain.load_state_dict(model.state_dict())
+
+
+def test_a_state_enters_a_model_without_storage():
+    full = masked(Net())
+    cut(full)
+    for state in (Net().state_dict(), full.state_dict()):
+        with torch.device("meta"):
+            model = masked(Net())
+        assert model.head["out"].mask.device.type == "meta"
+        model.load_state_dict(state, assign=True)
+        assert {layer.mask.device.type for layer in masked_layers(model).values()} == {"cpu"}
+        assert model.eval()(images()).isfinite().all()
+    assert density(model) == density(full)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_dtypes(dtype):
+    model = masked(Net())
+    masks = cut(model)
+    model.to(dtype)
+    for key, layer in masked_layers(model).items():
+        assert layer.mask.dtype == torch.bool and torch.equal(layer.mask, masks[key])
+        assert layer.weight.dtype == layer.effective_weight().dtype == dtype
+    x = images().to(dtype)
+    model(x).sum().backward()
+    assert all(not layer.weight.grad[~layer.mask].any() for layer in masked_layers(model).values())
+    assert torch.equal(unmasked(copy.deepcopy(model)).eval()(x), model.eval()(x))
+    model.float()
+    assert all(not layer.weight[~layer.mask].any() for layer in masked_layers(model).values())
+
+
+def test_autocast():
+    model = masked(Net())
+    masks = cut(model)
+    x = images()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.eval()(x), by_hand(model, masks).eval()(x))
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+def test_devices(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model = masked(Net())
+    masks = cut(model)
+    model.to(device)
+    assert {value.device.type for value in model.state_dict().values()} == {device}
+    assert model(images().to(device)).shape == (3, 5)
+    if device == "cuda":
+        assert all(torch.equal(layer.mask.cpu(), masks[key]) for key, layer in masked_layers(model).items())
+        model.head["out"].set_mask(torch.zeros(5, 7, dtype=torch.bool))  # a mask made on the CPU
+        assert same(model.cpu(), copy.deepcopy(model))
+
+
+def test_channels_last():
+    model = masked(Net()).to(memory_format=torch.channels_last)
+    masks = cut(model)
+    layer = model.body[0]
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    assert layer.effective_weight().is_contiguous(memory_format=torch.channels_last)
+    x = images().contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(model.eval()(x), by_hand(model, masks).eval()(x), atol=1e-6)
+    other = masked(Net())
+    other.load_state_dict(saved(model.state_dict()))
+    assert same(model, other.to(memory_format=torch.channels_last))
+
+
+def test_pruning_goes_on_from_a_sparse_model_that_was_saved_without_masks():
+    model = masked(Net())
+    masks = cut(model)
+    state = saved(unmasked(model).state_dict())
+    plain = Net()
+    plain.load_state_dict(state)
+    loaded = masked(Net())
+    loaded.load_state_dict(state)
+    for other in (masked(plain, zeros_pruned=True), masked(loaded, zeros_pruned=True)):
+        assert all(torch.equal(layer.mask, masks[key]) for key, layer in masked_layers(other).items())
+        optimizer = OPTIMIZERS["sgd"](other.parameters())
+        train(other, optimizer)
+        before = density(other)
+        cut(other)
+        train(other, optimizer)
+        assert density(other) < before
+        assert all(not layer.effective_weight()[~masks[key]].any() for key, layer in masked_layers(other).items())
+    assert density(masked(Net())) == 1
+
+
+def test_unmasked_gives_plain_layers_with_zeros_in_place():
+    model = masked(Net())
+    masks = cut(model)
+    with torch.no_grad():
+        for layer in masked_layers(model).values():
+            layer.weight[~layer.mask] = 1.0  # as stale momentum leaves it
+    x = images()
+    expected = model.eval()(x)
+    parameters = list(model.parameters())
+    plain = unmasked(model)
+    assert plain is model and not masked_layers(plain)
+    assert {type(module) for module in plain.modules()} == {type(module) for module in Net().modules()}
+    assert set(plain.state_dict()) == set(Net().state_dict())
+    for key, mask in masks.items():
+        assert not plain.get_submodule(key).weight[~mask].any()
+    assert torch.equal(plain(x), expected)
+    assert all(ours is theirs for ours, theirs in zip(plain.parameters(), parameters, strict=True))
+
+
+def test_an_optimizer_made_before_goes_on_working():
+    model = Net()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    train(model, optimizer)
+    names = [name for name, _ in model.named_parameters()]
+    assert masked(model) is model
+    assert [name for name, _ in model.named_parameters()] == names
+    cut(model)
+    before = copy.deepcopy(model.state_dict())
+    train(model, optimizer)
+    for key, layer in masked_layers(model).items():
+        assert not torch.equal(layer.weight[layer.mask], before[f"{key}.weight"][layer.mask])
+    unmasked(model)
+    before = copy.deepcopy(model.state_dict())
+    train(model, optimizer)
+    assert not torch.equal(model.head["out"].weight, before["head.out.weight"])
+
+
+def test_masked_twice_keeps_the_masks():
+    model = masked(Net())
+    masks = cut(model)
+    assert all(torch.equal(layer.mask, masks[key]) for key, layer in masked_layers(masked(model)).items())
+
+
+def test_a_shared_module_has_one_mask_and_counts_once():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.again = nn.ModuleList([self.first, nn.ReLU(), self.first])
+
+        def forward(self, x):
+            return self.again[2](self.again[1](self.first(x)))
+
+    model = masked(Shared())
+    assert model.first is model.again[0] is model.again[2] and isinstance(model.first, MaskedLinear)
+    assert list(masked_layers(model)) == ["first"]
+    assert density(model) == 1
+    model.first.prune(torch.eye(4, dtype=torch.bool))
+    assert density(model) == 0.25
+    x = torch.randn(2, 4)
+    expected = model(x)
+    plain = unmasked(copy.deepcopy(model))
+    assert plain.first is plain.again[2] and torch.equal(plain(x), expected)
+    other = masked(Shared())
+    other.load_state_dict(saved(model.state_dict()))
+    assert torch.equal(other(x), expected) and density(other) == 0.25
+
+
+def test_tied_weights_are_an_error():
+    two = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    two[1].weight = two[0].weight
+    words = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9))
+    words[1].weight = words[0].weight
+    for model in (two, words):
+        with pytest.raises(ValueError, match="'0' and '1' share one weight tensor"):
+            masked(model)
+        assert not masked_layers(model)
+    fine = masked(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    fine[1].weight = fine[0].weight
+    with pytest.raises(ValueError, match="share one weight tensor"):
+        masked(fine)
+
+
+def test_hooks_settings_and_subclasses_are_kept():
+    class Own(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    model = nn.Sequential(nn.Linear(4, 4), Own(4, 4))
+    seen = []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(type(module)))
+    handle = model[0].register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    model[0].weight.requires_grad_(False)
+    model.eval()
+    x = torch.randn(2, 4)
+    expected = model(x)
+    masked(model)
+    assert torch.equal(model(x), expected) and seen == [nn.Linear, MaskedLinear]
+    assert type(model[1]) is Own and list(masked_layers(model)) == ["0"]
+    assert not model[0].training and not model[0].weight.requires_grad
+    handle.remove()
+    assert not torch.equal(model(x), expected)
+
+
+def test_no_gradient_mode_and_a_frozen_copy():
+    model = masked(Net())
+    cut(model)
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    cut(frozen)
+    with torch.inference_mode():
+        assert frozen.eval()(images()).shape == (3, 5)
+
+
+def test_resnet18():
+    importlib.import_module("pruning.study._torchvision")  # lets torchvision be imported beside a CPU build of torch
+    from torchvision.models import resnet18
+
+    plain = resnet18(num_classes=10)
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in plain.modules())
+    model = masked(plain).to(memory_format=torch.channels_last)
+    layers = masked_layers(model)
+    assert len(layers) == convolutions + 1 == 21
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+
+    def step():
+        optimizer.zero_grad()
+        x = torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+        F.cross_entropy(model(x), torch.randint(10, (4,))).backward()
+        optimizer.step()
+
+    step()
+    for layer in layers.values():
+        size = layer.weight.abs().flatten()
+        layer.prune(layer.weight.abs() > size.kthvalue(round(0.8 * size.numel())).values)
+    masks = {name: layer.mask.clone() for name, layer in layers.items()}
+    assert density(model) == pytest.approx(0.2, abs=1e-3)
+    for _ in range(3):
+        step()
+    for name, layer in layers.items():
+        assert torch.equal(layer.mask, masks[name])
+        assert not layer.effective_weight()[~masks[name]].any() and not layer.weight.grad[~masks[name]].any()
+    x = torch.randn(2, 3, 32, 32)
+    expected = model.eval()(x)
+    assert expected.isfinite().all()
+    result = unmasked(model)
+    assert type(result.layer1[0].conv1) is nn.Conv2d and torch.equal(result(x), expected)
+    assert all(not result.get_submodule(name).weight[~mask].any() for name, mask in masks.items())
+    fresh = resnet18(num_classes=10)
+    fresh.load_state_dict(saved(result.state_dict()))
+    assert density(masked(fresh, zeros_pruned=True)) == density(masked(result, zeros_pruned=True)) < 0.21

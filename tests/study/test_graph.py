@@ -1,0 +1,134 @@
+"""The whole digits study through Snakemake and Papermill: killed, resumed, repeated, repaired."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from pruning.study.records import ROOT, read_record
+
+PICTURES = (
+    "figure-1-iterative-pruning", "figure-2-implementation", "figure-3-benchmarks",
+    "figure-4-significant-synapses", "figure-5-training-effort",
+)
+
+
+def environment(place: Path) -> dict:
+    binaries = str(Path(sys.executable).parent)
+    return os.environ | {
+        "PRUNING_RESULTS": str(place / "results"), "PRUNING_FIGURES": str(place / "figures"),
+        "PATH": binaries + os.pathsep + os.environ["PATH"], "OMP_NUM_THREADS": "1",
+    }
+
+
+def started(place: Path, *targets: str, device: str = "cpu") -> subprocess.Popen:
+    command = [sys.executable, "-m", "snakemake", *targets, "--config", "study=digits", f"device={device}"]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(place), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )
+
+
+def finished(process: subprocess.Popen) -> str:
+    said, _ = process.communicate(timeout=900)
+    return said
+
+
+def graph(place: Path) -> str:
+    process = started(place)
+    said = finished(process)
+    assert process.returncode == 0, said
+    return said
+
+
+def written(place: Path) -> dict[str, float]:
+    return {path.name: path.stat().st_mtime_ns for path in (place / "results/digits/runs").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory) -> Path:
+    """The digits study, killed once on its way and asked for twice at once afterwards."""
+    place = tmp_path_factory.mktemp("graph")
+    first = started(place)
+    while len(written(place)) < 8:
+        assert first.poll() is None, finished(first)
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    before = written(place)
+
+    second = started(place)
+    lock = place / "results/digits/work/study.lock"
+    while not any(place.glob("results/digits/work/log-*.ipynb")) or len(written(place)) <= len(before):
+        assert second.poll() is None, finished(second)
+        time.sleep(0.2)
+    assert lock.exists()
+    third = started(place)
+    said = finished(third)
+    assert third.returncode != 0 and "another process is running the study 'digits'" in said
+    assert second.poll() is None, "the study was over before it was asked for a second time"
+    said = finished(second)
+    assert second.returncode == 0, said
+    assert all(written(place)[name] == moment for name, moment in before.items()), "a finished run was done again"
+    return place
+
+
+def test_a_killed_study_ends_with_every_run_figure_and_notebook(studied):
+    results = studied / "results/digits"
+    table = pd.read_csv(results / "runs.csv")
+    assert len(table) == 60 and set(table["benchmark"]) == {"digits-2c", "digits-3c"}
+    assert table.groupby("method").size().to_dict() == dict.fromkeys(table["method"].unique(), 12)
+    for name in PICTURES:
+        for kind, head in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
+            assert (studied / f"figures/digits/{name}.{kind}").read_bytes().startswith(head)
+    for benchmark in ("digits-2c", "digits-3c"):
+        cells = json.loads((results / f"notebooks/{benchmark}.ipynb").read_text())["cells"]
+        assert not any(output["output_type"] == "error" for cell in cells for output in cell.get("outputs", []))
+        assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+
+
+def test_a_second_time_does_nothing(studied):
+    assert "Nothing to be done" in graph(studied)
+
+
+def test_a_deleted_record_reruns_that_run_alone_whatever_the_file_times(studied):
+    results = studied / "results/digits"
+    gone = results / "runs/digits-3c-0.97-iterative-1.json"
+    kept = {key: value for key, value in read_record(gone).items() if key not in ("seconds", "environment")}
+    table, dice = (results / "runs.csv").read_bytes(), random.Random(0)
+    for path in (results / "runs").glob("*.json"):
+        os.utime(path, (0, dice.randrange(10**9)))
+    before = written(studied)
+    gone.unlink()
+    graph(studied)
+    after = written(studied)
+    assert {name for name in after if after[name] != before[name]} == {gone.name}
+    again = {key: value for key, value in read_record(gone).items() if key not in ("seconds", "environment")}
+    assert again == kept and (results / "runs.csv").read_bytes() == table
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_failed_notebook_is_kept_and_named(tmp_path):
+    job = started(tmp_path, str(tmp_path / "results/digits/work/digits-2c-0.ipynb"), device="cuda")
+    said = finished(job)
+    kept = tmp_path / "results/digits/work/log-digits-2c-0.ipynb"
+    assert job.returncode != 0 and f"with the error in it: {kept}" in said
+    assert "torch sees no CUDA device" in kept.read_text()
+    assert not (tmp_path / "results/digits/runs.csv").exists()
+
+
+def test_an_unknown_study_is_one_clear_error():
+    process = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-n", "--config", "study=diggits"],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    )
+    said = process.stdout
+    assert process.returncode != 0 and "no study 'diggits'" in said and "digits, ingredients, lenet, methods, report" in said

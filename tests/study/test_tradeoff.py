@@ -1,0 +1,256 @@
+"""Trade-offs: study files, exact ratios, equal effort, the same numbers again, interrupted or not."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+
+from pruning.analysis import figures
+from pruning.analysis.tables import titles
+from pruning.methods import METHODS
+from pruning.files import DamagedFile
+from pruning.masks import masked_layers
+from pruning.study import tradeoff
+from pruning.study.networks import layers
+from pruning.study.records import read_record
+from pruning.study.runner import BENCHMARKS, StudyError, names
+from pruning.study.tradeoff import (
+    COLUMNS,
+    SCAN_COLUMNS,
+    cut,
+    frame,
+    load,
+    main,
+    perform,
+    prunings,
+    recorded,
+    scaled,
+    scans,
+)
+from pruning.study.training import Recipe, generator, prepare
+
+YAML = """
+kind: tradeoff
+title: Tiny
+benchmarks: {digits-2c: {batch: 32, warmup: 20, averaging: 0.9}}
+methods: [unpruned, iterative, gradual, oneshot, random, small]
+ratios: [2, 8]
+seeds: [0]
+dense: 60
+stage: 24
+rounds: 3
+densities: [0.5, 0.1]
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The results of the study ``tiny``, run once."""
+    place = tmp_path_factory.mktemp("finished")
+    (place / "tiny.yaml").write_text(YAML)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNING_RESULTS", str(place))
+        assert main(["run", str(place / "tiny.yaml")]) == 0
+        assert main(["table", str(place / "tiny.yaml")]) == 0
+    return place
+
+
+@pytest.fixture
+def tiny(finished, tmp_path, monkeypatch):
+    """A copy of ``finished`` as this test's results; returns the study."""
+    shutil.copytree(finished, tmp_path / "results")
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "results"))
+    return load(tmp_path / "results" / "tiny.yaml")
+
+
+def numbers(record):
+    return json.loads(json.dumps({key: value for key, value in record.items() if key != "environment"}))
+
+
+def test_the_committed_study_loads_and_is_no_study_of_requirements():
+    study = load("tradeoff")
+    assert {curve.method for curve in study.curves} == {*tradeoff.KINDS, tradeoff.SCAN}
+    assert study.curves[0].plan.ratios == (2, 4, 8, 16, 32, 64) and "tradeoff" not in names()
+    assert {curve.benchmark for curve in study.curves} == {"mnist-2c", "mnist-3c", "cifar10-2c", "cifar10-3c"}
+    assert all(curve.settings.flip == curve.benchmark.startswith("cifar") for curve in study.curves)
+    assert len({curve.name for curve in study.curves}) == len({curve.key for curve in study.curves}) == 4 * 3 * 7
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("title: Tiny", "titel: Tiny", "titel: unknown key"),
+    ("kind: tradeoff", "kind: other", "says 'kind: tradeoff'"),
+    ("digits-2c", "digits-9c", "no 'digits-9c' among"),
+    ("batch: 32", "patience: 3", "benchmarks.digits-2c.patience: unknown key; known are batch"),
+    ("batch: 32", "batch: 0", "benchmarks.digits-2c.batch"),
+    ("small]", "tiny]", "no 'tiny' among unpruned, iterative"),
+    ("small]", "random]", "lists something twice"),
+    ("[2, 8]", "[8, 2]", "ratios: must rise"),
+    ("[2, 8]", "[1, 2]", "ratios.0"),
+    ("[0.5, 0.1]", "[1.5]", "densities.0"),
+    ("stage: 24", "stage: 5", "has no room for 3 rounds"),
+    ("dense: 60", "dense: many", "dense"),
+    ("dense: 60", "dense: 60\ndense: 70", "the key 'dense' stands twice"),
+])
+def test_a_wrong_study_file_is_one_error_that_names_the_key(tmp_path, old, new, said):
+    (tmp_path / "wrong.yaml").write_text(YAML.replace(old, new))
+    with pytest.raises(StudyError, match="wrong.yaml") as error:
+        load(tmp_path / "wrong.yaml")
+    assert said in str(error.value)
+
+
+def test_every_method_has_the_same_ratios_and_the_same_effort(tiny):
+    table = frame(recorded(tiny))
+    assert tuple(table.columns) == COLUMNS and not table.duplicated(list(COLUMNS[:4])).any()
+    for method in (*tradeoff.PRUNERS, "small"):
+        part = table[table["method"] == method]
+        assert list(part["ratio"]) == [2, 8] and list(part["iterations"]) == [60 + 24, 60 + 48]
+        assert (part["compression"] >= part["ratio"] * 0.999).all() and (part["speedup"] > 1).all()
+        tolerance = 0.05 if method == "small" else 0.001
+        assert (part["compression"] / part["ratio"] - 1).abs().max() < tolerance
+    (whole,) = table[table["method"] == "unpruned"].to_dict("records")
+    assert whole["iterations"] == 60 + 48 and whole["density"] == whole["compression"] == whole["speedup"] == 1
+    assert (table["compression"] * table["density"]).sub(1).abs().max() < 1e-12
+
+
+def test_a_speedup_is_what_the_masks_say(tiny):
+    table = layers(BENCHMARKS["digits-2c"][1])
+    record = next(record for record in recorded(tiny) if record["run"]["method"] == "iterative")
+    for point in record["points"]:
+        left = sum(round(point["densities"][layer.name] * layer.synapses) * layer.positions for layer in table)
+        assert point["speedup"] == pytest.approx(sum(layer.macs for layer in table) / left, rel=0.01)
+
+
+def test_a_scan_starts_from_the_dense_network_and_prunes_one_layer(tiny):
+    found = recorded(tiny)
+    table = scans(found)
+    assert tuple(table.columns) == SCAN_COLUMNS
+    assert list(table["layer"].unique()) == [layer.name for layer in layers(BENCHMARKS["digits-2c"][1])]
+    assert table.groupby("layer").size().eq(3).all()
+    assert table.loc[table["density"] == 1, "validation_accuracy"].nunique() == 1
+    # Pruned alone to a tenth, some layer costs accuracy: the scan sees a difference between layers.
+    assert table.loc[table["density"] == 0.1, "validation_accuracy"].nunique() > 1
+
+
+def test_a_record_that_is_there_is_read_and_a_damaged_one_is_made_again_the_same(tiny, monkeypatch):
+    curve = next(curve for curve in tiny.curves if curve.method == "gradual")
+    path = curve.place("runs", ".json")
+    before, kept = path.read_bytes(), numbers(read_record(path))
+    with monkeypatch.context() as patch:
+        patch.setattr(tradeoff, "step", lambda *given: pytest.fail("trained again"))
+        perform(curve)
+    path.write_bytes(before[:-20])
+    said = []
+    assert numbers(perform(curve, warn=said.append)) == kept
+    assert "damaged" in said[0] and numbers(read_record(path)) == kept
+    # The same without what other curves left behind.
+    path.unlink()
+    for state in (path.parents[1] / "work").glob("*.state"):
+        state.unlink()
+    assert numbers(perform(curve)) == kept
+
+
+def test_a_damaged_dense_state_is_set_aside_and_trained_again(tiny):
+    curve = next(curve for curve in tiny.curves if curve.method == "random")
+    path = curve.place("runs", ".json")
+    kept, said = numbers(read_record(path)), []
+    path.unlink()
+    (state,) = (path.parents[1] / "work").glob("dense-*.state")
+    state.write_bytes(state.read_bytes()[:-1])
+    assert numbers(perform(curve, warn=said.append)) == kept and "checksum does not fit" in said[0]
+
+
+def test_a_record_of_other_parameters_is_not_current(tiny, tmp_path):
+    (tmp_path / "results" / "tiny.yaml").write_text(YAML.replace("stage: 24", "stage: 30"))
+    other = load(tmp_path / "results" / "tiny.yaml")
+    assert [record["run"]["method"] for record in recorded(other)] == ["scan"], "the scan depends on no stage"
+    assert main(["jobs", str(tmp_path / "results" / "tiny.yaml")]) == 0
+
+
+def test_the_tables_are_the_records(tiny, tmp_path):
+    place = tmp_path / "results" / "tiny"
+    pd.testing.assert_frame_equal(pd.read_csv(place / "tradeoff.csv"), frame(recorded(tiny)), check_exact=True)
+    pd.testing.assert_frame_equal(pd.read_csv(place / "sensitivity.csv"), scans(recorded(tiny)), check_exact=True)
+
+
+def test_no_records_and_no_benchmark_are_one_error_each(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
+    assert main(["table"]) == 1 and "run 'make tradeoff'" in capsys.readouterr().err
+    assert main(["status", "--benchmark", "none"]) == 1 and "no such benchmark" in capsys.readouterr().err
+    assert main(["jobs", "--seed", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "--benchmark mnist-2c --seed 1"
+
+
+@pytest.mark.parametrize("name", tradeoff.PRUNERS)
+@pytest.mark.parametrize("density", [0.5, 0.1, 0.01])
+def test_a_cut_leaves_what_was_asked_for_and_never_brings_a_synapse_back(name, density):
+    training = prepare("28x28-6c5-16c5-120-84-10", Recipe(), 0.5, METHODS["unpruned"], 0)
+    lots, found = generator(0, 0), masked_layers(training.model)
+    cut(training, METHODS[name], 0.7, lots)
+    before = {key: layer.mask.clone() for key, layer in found.items()}
+    cut(training, METHODS[name], density, lots)
+    left = sum(layer.significant for layer in found.values())
+    assert left == pytest.approx(density * 44190, abs=len(found))
+    for key, layer in masked_layers(training.average).items():
+        assert not (layer.mask & ~before[key]).any() and torch.equal(layer.mask, found[key].mask)
+        assert not layer.weight[~layer.mask].any()
+
+
+def test_prunings_go_down_to_the_density_asked_for():
+    rounds = prunings(METHODS["iterative"], 0.5, 0.25, 300, 3)
+    assert list(rounds) == [0, 75, 150] and rounds[150] == pytest.approx(0.25)
+    assert rounds[0] / 0.5 == pytest.approx(rounds[150] / rounds[75]), "equal factors"
+    assert prunings(METHODS["iterative"], 1, 0.5, 300, 1) == {0: 0.5}
+    gradual = prunings(METHODS["gradual"], 0.5, 0.25, 300, 3)
+    values = list(gradual.values())
+    assert max(gradual) == 150 and values[-1] == pytest.approx(0.25) and values == sorted(values, reverse=True)
+    assert len(gradual) == tradeoff.STEPS and values[0] - values[1] > values[-2] - values[-1]
+
+
+def test_small_networks_have_the_size_asked_for():
+    for notation in {network for _, network in BENCHMARKS.values()}:
+        whole = sum(layer.synapses for layer in layers(notation))
+        for ratio in (2, 4, 8, 16, 32, 64):
+            found = layers(scaled(notation, ratio))
+            assert 0.97 < ratio * sum(layer.synapses for layer in found) / whole <= 1
+            assert [layer.kind for layer in found] == [layer.kind for layer in layers(notation)]
+    with pytest.raises(ValueError, match="cannot be made 1000 times smaller"):
+        scaled("28x28-6c5-16c5-120-84-10", 1000)
+
+
+def test_both_figures_show_every_method_and_layer(tiny):
+    found = recorded(tiny)
+    shown = {text.get_text() for text in figures.tradeoff(frame(found), titles(found)).legends[0].get_texts()}
+    assert shown == {figures.look(method).label for method in tradeoff.KINDS}
+    axes = figures.sensitivity(scans(found), titles(found)).axes[0]
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == set(scans(found)["layer"])
+
+
+def test_the_committed_tables_are_the_committed_records(monkeypatch):
+    monkeypatch.delenv("PRUNING_RESULTS", raising=False)
+    study = load("tradeoff")
+    found = recorded(study)
+    if not found:
+        pytest.skip("the trade-offs have not been measured yet: run 'make tradeoff'")
+    for name, table in (("tradeoff", frame(found)), ("sensitivity", scans(found))):
+        path = tradeoff.folder(study.name) / f"{name}.csv"
+        made = table.to_csv(index=False, lineterminator="\n")
+        assert path.read_text() == made, "run 'python -m pruning.study.tradeoff table'"
+
+
+def test_damage_is_not_current(tiny):
+    path = tiny.curves[0].place("runs", ".json")
+    path.write_bytes(b"{}")
+    with pytest.raises(DamagedFile):
+        read_record(path)
+    assert len(recorded(tiny)) == len(tiny.curves) - 1
