@@ -18,7 +18,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -383,6 +383,16 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, Synapses]]:
                 if name not in module.__dict__.get("_tied", {}):
                     whole = module._masked == ("weight",)
                     yield (path, module) if whole else (f"{path}.{name}".lstrip("."), MaskedWeight(module, name))
+
+
+def verify(model: nn.Module, layers: Mapping[str, Synapses]) -> None:
+    """Raise ``RuntimeError`` where the weights that a model uses are not those that its masks tell of."""
+    present = masked_layers(model)
+    for name, layer in layers.items():
+        if name not in present or present[name]._owner is not layer._owner:
+            raise RuntimeError(f"the masked layer '{name}' is no longer in the model: make the control after all changes of layers")
+        if layer.effective_weight().masked_fill(layer.mask, 0).any():
+            raise RuntimeError(f"pruned weights of layer '{name}' are not zero where they are used: the density would be wrong")
 
 
 def density(model: nn.Module, of: str = "prunable") -> float:

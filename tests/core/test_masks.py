@@ -505,16 +505,13 @@ class Reads(nn.Module):
         return self.third(x)
 
 
-def recurrent():
-    class Last(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lstm, self.out = nn.LSTM(8, 6, num_layers=2, bidirectional=True, proj_size=4), nn.Linear(8, 3)
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(8, 6, num_layers=2, bidirectional=True, proj_size=4), nn.Linear(8, 3)
 
-        def forward(self, x):
-            return self.out(self.lstm(x.unsqueeze(0).expand(3, -1, -1))[0].mean(0))
-
-    return Last()
+    def forward(self, x):
+        return self.out(self.lstm(x.unsqueeze(0).expand(3, -1, -1))[0].mean(0))
 
 
 def attention():
@@ -528,7 +525,7 @@ def transposed():
     )
 
 
-MODELS = {"read": Reads, "recurrent": recurrent, "attention": attention, "transposed": transposed}
+MODELS = {"read": Reads, "recurrent": Recurrent, "attention": attention, "transposed": transposed}
 
 
 @pytest.mark.parametrize("name", MODELS)
