@@ -26,19 +26,7 @@ from pruning.masks import Synapses
 Layers = Mapping[str, Synapses]
 Scores = Mapping[str, Tensor]
 Amounts = Mapping[str, float]
-
-
-class Thresholds(dict[str, float]):
-    """One threshold per layer; ``counts`` says how many synapses stay where scores are equal to it (None: none of them)."""
-
-    counts: Mapping[str, int] | None = None
-
-    @classmethod
-    def counted(cls, pairs: Mapping[str, tuple[float, int]]) -> Thresholds:
-        """Thresholds with counts, from both of each layer."""
-        found = cls({name: threshold for name, (threshold, _) in pairs.items()})
-        found.counts = {name: count for name, (_, count) in pairs.items()}
-        return found
+Thresholds = dict[str, float]
 
 
 def std_threshold(layers: Layers, scores: Scores, amounts: Amounts) -> Thresholds:
@@ -47,7 +35,7 @@ def std_threshold(layers: Layers, scores: Scores, amounts: Amounts) -> Threshold
     ``amounts`` are the quality factors. The deviation is that of the weights still
     there, so the threshold follows a layer whose small weights have gone.
     """
-    thresholds = Thresholds()
+    thresholds = {}
     for name, layer in layers.items():
         weights = layer.weight.detach()[layer.mask]
         thresholds[name] = amounts[name] * float(weights.std(correction=0)) if weights.numel() else math.inf
@@ -56,30 +44,23 @@ def std_threshold(layers: Layers, scores: Scores, amounts: Amounts) -> Threshold
 
 def uniform(layers: Layers, scores: Scores, amounts: Amounts) -> Thresholds:
     """Keep in every layer the fraction ``amounts`` of its synapses, those with the best scores."""
-    return Thresholds.counted({
-        name: _threshold(_unpruned(layers[name], scores[name]), _kept(layers[name].synapses, amounts[name])) for name in layers
-    })
+    return {name: _threshold(_unpruned(layers[name], scores[name]), amounts[name]) for name in layers}
 
 
 def global_threshold(layers: Layers, scores: Scores, amounts: Amounts) -> Thresholds:
     """Set one threshold for all layers, so that together they keep the fraction ``amounts``.
 
-    Where layers have amounts of their own, the mean over all synapses counts. Of the scores equal to the
-    threshold every layer keeps the same share.
+    Where layers have amounts of their own, the mean over all synapses counts.
     """
-    each = {name: _unpruned(layers[name], scores[name]).flatten() for name in layers}
-    together = torch.cat([*each.values()])
-    threshold, wanted = _threshold(together, _kept(together.numel(), _overall(layers, amounts)))
-    above = {name: int((values > threshold).sum()) for name, values in each.items()}
-    tied = {name: int((values == threshold).sum()) if threshold > -math.inf else 0 for name, values in each.items()}
-    missing = max(wanted - sum(above.values()), 0)
-    return Thresholds.counted({name: (threshold, above[name] + share) for name, share in _shared(missing, tied).items()})
+    together = torch.cat([_unpruned(layers[name], scores[name]).flatten() for name in layers])
+    return dict.fromkeys(layers, _threshold(together, _overall(layers, amounts)))
 
 
 def erk(layers: Layers, scores: Scores, amounts: Amounts) -> Thresholds:
     """Keep in each layer its Erdős–Rényi-kernel density, together the fraction ``amounts``; see ``erk_densities``."""
     shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
-    return uniform(layers, scores, erk_densities(shapes, _overall(layers, amounts)))
+    densities = erk_densities(shapes, _overall(layers, amounts))
+    return {name: _threshold(_unpruned(layers[name], scores[name]), densities[name]) for name in layers}
 
 
 def erk_densities(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
@@ -113,14 +94,15 @@ def lamp(layers: Layers, scores: Scores, amounts: Amounts) -> Thresholds:
     synapses = sum(layer.synapses for layer in layers.values())
     kept = max(round(_overall(layers, amounts) * synapses), len(ranked))
     together = torch.cat([*lamps.values()])
-    pairs = {name: (-math.inf, layer.significant) for name, layer in layers.items()}
-    if kept < len(together):
-        bound = together.kthvalue(len(together) - kept).values
-        for name, values in ranked.items():
-            pruned = min(int((lamps[name] <= bound).sum()), len(values) - 1)
-            if pruned:
-                pairs[name] = float(values[pruned - 1]), len(values) - pruned
-    return Thresholds.counted(pairs)
+    thresholds = dict.fromkeys(layers, -math.inf)
+    if kept >= len(together):
+        return thresholds
+    bound = together.kthvalue(len(together) - kept).values
+    for name, values in ranked.items():
+        pruned = values[(lamps[name] <= bound) & (values < values[-1])]
+        if len(pruned):
+            thresholds[name] = float(pruned[-1])
+    return thresholds
 
 
 def lamp_scores(values: Tensor) -> Tensor:
@@ -129,21 +111,13 @@ def lamp_scores(values: Tensor) -> Tensor:
     return squares / squares.flip(0).cumsum(0).flip(0).clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def above_threshold(layer: Synapses, scores: Tensor, threshold: float, count: int | None = None) -> Tensor:
-    """Keep what scores above the threshold; what is pruned stays pruned.
-
-    With ``count`` the first of those equal to the threshold, in the order of the weight's elements, stay too, until so many do.
-    """
-    keep = layer.mask & (scores > threshold)
-    missing = 0 if count is None else count - int(keep.sum())
-    if missing > 0:
-        tied = (layer.mask & (scores == threshold)).flatten().nonzero()[:missing, 0]
-        keep.view(-1)[tied] = True
-    return keep
+def above_threshold(layer: Synapses, scores: Tensor, threshold: float) -> Tensor:
+    """Keep what scores above the threshold; what is pruned stays pruned."""
+    return layer.mask & (scores > threshold)
 
 
-def spliced(layer: Synapses, scores: Tensor, threshold: float, count: int | None = None) -> Tensor:
-    """Keep by two thresholds, as network surgery does (Guo et al. 2016, equation 3); ``count`` is not used.
+def spliced(layer: Synapses, scores: Tensor, threshold: float) -> Tensor:
+    """Keep by two thresholds, as network surgery does (Guo et al. 2016, equation 3).
 
     Scores below 0.9 of the threshold are pruned, those above 1.1 of it come back, and between them
     the mask stays as it is. The paper's own threshold is the mean of a layer's magnitudes plus
@@ -161,21 +135,7 @@ def _unpruned(layer: Synapses, scores: Tensor) -> Tensor:
     return torch.where(layer.mask, scores, -math.inf)
 
 
-def _kept(synapses: int, density: float) -> int:
-    return max(round(density * synapses), 1)
-
-
-def _threshold(scores: Tensor, kept: int) -> tuple[float, int]:
-    """The score above which at most ``kept`` synapses stay, and ``kept``; pruned ones score minus infinity."""
-    pruned = scores.numel() - kept
-    return (float(scores.flatten().kthvalue(pruned).values) if pruned > 0 else -math.inf), kept
-
-
-def _shared(total: int, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Share ``total`` in proportion to ``sizes``, in whole numbers; what rounding leaves goes to the largest remainders."""
-    exact = {name: total * size / max(sum(sizes.values()), 1) for name, size in sizes.items()}
-    shares = {name: int(value) for name, value in exact.items()}
-    rest = min(total, sum(sizes.values())) - sum(shares.values())
-    for name in sorted(exact, key=lambda name: shares[name] - exact[name])[:rest]:
-        shares[name] += 1
-    return shares
+def _threshold(scores: Tensor, density: float) -> float:
+    """The score above which the fraction ``density`` of all synapses, pruned ones counted, stays."""
+    pruned = scores.numel() - max(round(density * scores.numel()), 1)
+    return float(scores.flatten().kthvalue(pruned).values) if pruned > 0 else -math.inf

@@ -231,7 +231,7 @@ class PruneControl:
         )
 
     def _event(self, iteration, phase, accuracy, density, action, thresholds) -> Event:
-        return Event(iteration, phase, accuracy, density, action, self.pruner.densities(), dict(thresholds) if thresholds else None)
+        return Event(iteration, phase, accuracy, density, action, self.pruner.densities(), thresholds)
 
     def _keep(self, iteration: int, accuracy: float) -> None:
         density = self.pruner.density

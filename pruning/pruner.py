@@ -64,6 +64,8 @@ class Pruner:
         self.model, self.optimizer, self.average = model, optimizer, average
         self.criterion, self.allocation, self.masking, self.hook = criterion, allocation, masking, hook or Hook()
         self.score_average, self.paces, self.seed = score_average, dict(paces or {}), seed
+        for layer in (*self.layers.values(), *self.averages.values()):
+            layer.learns_masked = self.hook.learns_masked
         self.round = 0
         self.checkpoints: dict[str, dict] = {}
 
@@ -134,9 +136,8 @@ class Pruner:
         self._set_masks(self._masks(thresholds, self.hook.scores(self)))
 
     def _masks(self, thresholds: Mapping[str, float], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        counts = getattr(thresholds, "counts", None) or {}
         return {
-            name: self.masking(layer, scores[name], thresholds[name], counts.get(name)) if name in scores else layer.mask.clone()
+            name: self.masking(layer, scores[name], thresholds[name]) if name in scores else layer.mask.clone()
             for name, layer in self.layers.items()
         }
 
