@@ -10,7 +10,7 @@ export OMP_NUM_THREADS := 1
 SNAKEMAKE = snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help install study figures savings status tradeoff report bench readme notebooks lab test clean
+.PHONY: help install study figures savings status tradeoff report bench readme notebooks lab test test-processors clean
 
 help: ## this text
 	@echo "make study                 the digits study: trains, then renders every figure (a few minutes)"
@@ -73,6 +73,15 @@ lab: .venv/installed ## open the notebooks in JupyterLab
 
 test: .venv/installed ## the tests of the package and of every notebook
 	@$(BIN)/python -m pytest
+
+# PyTorch and the compiled convolution as this processor does them, confined to AVX2, to SSE, and without the convolution.
+test-processors: .venv/installed ## the tests that depend on arithmetic, as this and other processors round
+	@$(BIN)/python -m pytest -m arithmetic
+ifeq ($(shell uname -m),x86_64)
+	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 PRUNING_KERNEL=x86-64-v3 $(BIN)/python -m pytest -m arithmetic
+	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 PRUNING_KERNEL=x86-64-v2 $(BIN)/python -m pytest -m arithmetic
+endif
+	@PRUNING_KERNEL=off $(BIN)/python -m pytest -m arithmetic
 
 clean: ## remove the environment and scratch files; data and results stay
 	rm -rf .venv .snakemake .pytest_cache .ruff_cache *.egg-info build data/results/*/work
