@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pruning.files import write_whole
+from pruning.files import cache_folder, write_whole
 from pruning.masks import MaskedConv2d
 
 # Of more connections between feature maps than so many, PyTorch's dense convolutions are the faster ones. Measured at
@@ -246,7 +246,7 @@ def _compiled(compiler: str, target: str) -> ctypes.CDLL:
     version = subprocess.run([compiler, "--version"], **asked).stdout
     made_from = "\n".join((SOURCE.read_text(), version, " ".join(FLAGS), target, platform.machine(), _instructions()))
     name = f"convolution-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.so"
-    kept = Path(os.environ.get("PRUNING_CACHE") or SOURCE.parents[2] / "data" / "prepared") / name
+    kept = cache_folder() / name
     if kept.is_file():
         return ctypes.CDLL(str(kept))
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,9 @@ import pandas as pd
 import pytest
 import torch
 
-from pruning.study.records import ROOT, read_record
+from pruning.study.records import read_record
+
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.slow
 
