@@ -1,6 +1,8 @@
 """The known pruning methods: for each a property that it must have by its paper."""
 
+import collections
 import copy
+import functools
 import math
 from dataclasses import replace
 
@@ -25,6 +27,7 @@ from pruning.study.training import accuracy, batches, prepare, step, train
 NETWORK = "28x28-6c5-16c5-120-84-10"
 SETTINGS = Settings(batch=32, warmup=20, averaging=0.9, interval=20, patience=4, budget=240, ramp=80)
 KNOWN = sorted(set(METHODS) - {"unpruned", "iterative", "gradual", "oneshot", "random"})
+pytestmark = pytest.mark.arithmetic
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -550,46 +553,63 @@ def test_an_accuracy_that_always_suffices_comes_to_an_end(name):
     assert control.events[-1].action in ("nothing left to prune", "ramp completed")
     assert density(control.delivered()) == control.best["density"] < 0.07
 
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    """By a method's name its training to the end, and the checkpoint that lay there at the evaluation before the last."""
+
+    @functools.cache
+    def trained(name):
+        checkpoint, lay = tmp_path_factory.mktemp(name) / "a.checkpoint", collections.deque(maxlen=2)
+
+        def look(event, training):  # which writes its own checkpoint only after this
+            lay.append(checkpoint.read_bytes() if checkpoint.exists() else b"")
+
+        training = train(
+            prepared(METHODS[name]), digits, SETTINGS.recipe, 0, checkpoint=checkpoint, owner="me", every=0, progress=look
+        )
+        return training, lay[0]
+
+    return trained
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KNOWN)
-def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, name):
-    class Stop(Exception):
-        pass
-
-    def trained(**given):
-        return train(prepared(METHODS[name]), digits, SETTINGS.recipe, 0, **given)
-
-    whole = trained()
-    end, control = whole.iteration, whole.control
+def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, whole, name):
+    expected, lay = whole(name)
+    control = expected.control
     evaluated = [event.iteration for event in control.events if event.phase != "look"]
-    assert control.reached and control.start <= evaluated[-2] < end
+    assert control.reached and control.start <= evaluated[-2] < expected.iteration
     assert control.best["density"] == density(control.delivered()) < 1
 
-    def stop(event, training):
-        if event.iteration == evaluated[-2]:
-            raise Stop
-
-    checkpoint = tmp_path / "a.checkpoint"
-    with pytest.raises(Stop):
-        trained(checkpoint=checkpoint, owner="me", every=0, progress=stop)
-    resumed = trained(checkpoint=checkpoint, owner="me")
-    assert resumed.control.events == control.events
+    checkpoint, seen = tmp_path / "a.checkpoint", []
+    checkpoint.write_bytes(lay)
+    resumed = train(
+        prepared(METHODS[name]), digits, SETTINGS.recipe, 0, checkpoint=checkpoint, owner="me",
+        progress=lambda event, training: seen.append(event.iteration),
+    )
+    assert seen == evaluated[-2:] and resumed.control.events == control.events
     for part in ("model", "average"):
-        ours, theirs = getattr(resumed, part).state_dict(), getattr(whole, part).state_dict()
+        ours, theirs = getattr(resumed, part).state_dict(), getattr(expected, part).state_dict()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    for layer in masked_layers(whole.model).values():
+    for layer in masked_layers(expected.model).values():
         assert name == "surgery" or not layer.weight[~layer.mask].any()
 
 
-@pytest.mark.parametrize("name", ["snip", "lottery", "surgery", "movement", "adaptive"])
-def test_the_shared_dense_phase_changes_nothing(digits, tmp_path, name):
-    def trained(method, **given):
-        return train(prepared(METHODS[method]), digits, SETTINGS.recipe, 0, **given)
+@pytest.fixture(scope="module")
+def dense(digits, tmp_path_factory):
+    """The folder in which a training without pruning left its dense phase."""
+    place = tmp_path_factory.mktemp("dense")
+    train(prepared(), digits, SETTINGS.recipe, 0, dense=place, dense_owner="all")
+    return place
 
-    trained("unpruned", dense=tmp_path, dense_owner="all")
-    left = (tmp_path / "0.4.dense").read_bytes()
-    shared, alone = trained(name, dense=tmp_path, dense_owner="all"), trained(name)
-    assert shared.control.events == alone.control.events
-    assert (tmp_path / "0.4.dense").read_bytes() == left
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["snip", "lottery", "surgery", "movement", "adaptive"])
+def test_the_shared_dense_phase_changes_nothing(digits, dense, whole, name):
+    left = (dense / "0.4.dense").read_bytes()
+    shared = train(prepared(METHODS[name]), digits, SETTINGS.recipe, 0, dense=dense, dense_owner="all")
+    assert shared.control.events == whole(name)[0].control.events
+    assert (dense / "0.4.dense").read_bytes() == left
 
 
 def test_methods_that_differ_from_another_in_one_part():
@@ -723,6 +743,7 @@ def centred(model, images):
     return logits - logits.mean(1, keepdim=True)
 
 
+@pytest.mark.slow
 def test_the_weights_that_stay_make_up_for_those_cut(digits):
     lost, left = [], []  # validation accuracy, without and with compensation
     for seed in range(3):
