@@ -92,7 +92,7 @@ def lanes() -> int:
 
     A ValueError says that ``PRUNING_KERNEL`` names what the compiler or this processor does not know.
     """
-    library = _library(_target())
+    library = _library()
     return library.lanes() if library else 0
 
 
@@ -114,7 +114,8 @@ def windows(
         found = torch.empty(shape)
         where = [index.contiguous() for index in (picked, down, right)]
         flags = mirrored.contiguous() if mirrored is not None else None
-        _library(_target()).windows(_at(padded), *padded.shape[1:], *map(_at, where), _at(flags), len(picked), height, width, _at(found))
+        places = (*map(_at, where), _at(flags))
+        _library().windows(_at(padded), *padded.shape[1:], *places, len(picked), height, width, _at(found))
         return found
     views = padded.unfold(2, height, 1).unfold(3, width, 1)
     found = views[picked, :, down, right]
@@ -170,7 +171,7 @@ class _Convolution(torch.autograd.Function):
         weight = weight.contiguous()
         found = torch.empty(count, outputs, rows, columns, together)
         passed = torch.empty(found.shape, dtype=torch.int32) if wanted else None
-        library = _library(_target())
+        library = _library()
         _call(library.convolution_forward, shape, blocks, weight, bias, found, passed)
         if wanted:
             ctx.save_for_backward(blocks, weight, passed, mask)
@@ -193,7 +194,7 @@ class _Convolution(torch.autograd.Function):
 def _packed(images: Tensor) -> Tensor:
     images, together = images.contiguous(), lanes()
     blocks = torch.empty(-(-len(images) // together), *images.shape[1:], together)
-    _library(_target()).pack(_at(images), len(images), images[0].numel(), _at(blocks))
+    _library().pack(_at(images), len(images), images[0].numel(), _at(blocks))
     return blocks
 
 
@@ -210,9 +211,13 @@ def _target() -> str:
     return os.environ.get("PRUNING_KERNEL") or NATIVE
 
 
+def _library() -> ctypes.CDLL | None:
+    return _loaded(_target())
+
+
 @functools.cache
-def _library(target: str) -> ctypes.CDLL | None:
-    """The kernel compiled for ``target``; None if that is "off" or, with a warning, if there is no way to compile it."""
+def _loaded(target: str) -> ctypes.CDLL | None:
+    """The kernel compiled for ``target``; None if that is "off" or, with a warning, if it cannot be compiled."""
     if target == OFF:
         return None
     compiler = shutil.which(os.environ.get("CC") or "cc")
@@ -231,7 +236,9 @@ def _library(target: str) -> ctypes.CDLL | None:
         warnings.warn(f"convolution.c could not be compiled, PyTorch does the convolutions: {told}", stacklevel=2)
         return None
     if not library.lanes():
-        raise ValueError(f"PRUNING_KERNEL={target}: this processor does not have its instructions; unset it, or set {OFF}")
+        raise ValueError(
+            f"PRUNING_KERNEL={target}: this processor does not have its instructions; unset it, or set it to {OFF}"
+        )
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     library.pack.argtypes = [pointer, number, number, pointer]
     library.pack.restype = None
