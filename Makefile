@@ -14,8 +14,8 @@ SNAKEMAKE = $(BIN)/snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DE
 .PHONY: help install study figures savings status tradeoff report bench readme notebooks lab test test-processors clean
 
 help: ## this text
-	@echo "make study                 the digits study: trains, then renders every figure (a few minutes)"
-	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (one to two hours on 2 cores)"
+	@echo "make study                 the digits study: trains, then renders every figure"
+	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (times: README, 'Run again')"
 	@echo "make study FRESH=1         train again what is trained already"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-17s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,10 +60,10 @@ endif
 	@$(BIN)/python -m pruning.study.tradeoff table
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/8-tradeoff.ipynb
 
-report: .venv/installed ## put the whole story into one page, build/report.html (runs the notebooks: a few minutes)
+report: .venv/installed ## put the whole story into one page, build/report.html (runs the notebooks)
 	@$(BIN)/python -m pruning.analysis.report
 
-bench: .venv/installed ## measure training speed side by side (about ten minutes, a quiet machine)
+bench: .venv/installed ## measure training speed side by side (on a quiet machine)
 	@$(BIN)/python -m benchmarks.training --device $(DEVICE)
 
 readme: .venv/installed ## put the tables and claims made from the records into README.md
