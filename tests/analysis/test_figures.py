@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from types import SimpleNamespace
 
 import matplotlib
@@ -15,7 +16,7 @@ from pruning.analysis.tables import frame, titles
 from pruning.control import METHODS
 from pruning.study import runner as study
 from pruning.study.progress import progress
-from pruning.study.records import records
+from pruning.study.records import ROOT, records
 
 STUDY = """
 title: a few quick runs
@@ -154,8 +155,10 @@ def test_networks_that_are_not_the_reports_have_their_names():
     assert figures.title("mnist-3c", {"mnist-3c": "MNIST"}) == "MNIST, 3 convolutions"
 
 
-def test_every_method_has_a_look_of_its_own():
+def test_every_method_has_a_look_of_its_own_whose_label_begins_with_its_code():
     assert set(METHODS) <= set(figures.LOOKS)
+    for method, look in figures.LOOKS.items():
+        assert re.sub("[^a-z]", "", look.label.split(" (")[0].lower()) == method.replace("-", "")
 
 
 def test_the_benchmarks_table_holds_every_layer(found):
@@ -173,7 +176,7 @@ def test_spread_and_folder(monkeypatch, tmp_path):
     assert figures.spread([0.1, 0.2, 0.3]) == "20.0% (10.0% to 30.0%)"
     assert figures.spread([2, 2], "{:.0f}") == "2" and figures.spread([np.nan]) == "-"
     monkeypatch.delenv("PRUNING_FIGURES", raising=False)
-    assert figures.folder("report") == figures.ROOT / "figures" / "report"
+    assert figures.folder("report") == ROOT / "figures" / "report"
     monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path))
     assert figures.folder("report") == tmp_path / "report"
 

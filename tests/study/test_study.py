@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from pruning.analysis.claims import markdown
-from pruning.analysis.tables import COLUMNS, frame, readme, titles, write_table
+from pruning.analysis.readme import readme
+from pruning.analysis.tables import COLUMNS, frame, titles, write_table
 from pruning.control import METHODS, Restart
 from pruning.dynamics import Bias, Regrow, Splice, Trace
 from pruning.files import DamagedFile, load_state, locked, save_state, set_aside, write_whole
