@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 
 from pruning.analysis import figures
 from pruning.analysis.tables import frame, titles
-from pruning.control import METHODS
+from pruning.methods import METHODS
 from pruning.study import runner as study
 from pruning.study.progress import progress
 from pruning.study.records import ROOT, records

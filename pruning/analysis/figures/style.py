@@ -69,7 +69,7 @@ LOOKS = {
     "rigl": Look("#a23b72", "8", "xx", "RigL"),
     "movement": Look("#6a994e", (4, 1, 0), "+", "movement"),
     "dsd": Look("#d4a5a5", (6, 1, 0), "||", "DSD (dense-sparse-dense)"),
-    "surgery": Look("#3d405b", (3, 1, 0), "++", "surgery (of the network)"),
+    "surgery": Look("#3d405b", (3, 1, 0), "++", "surgery (dynamic network surgery)"),
     "biased": Look("#81a4cd", (3, 1, 180), "--", "biased (weight decay)"),
     "hashed": Look("#7f7f3f", (5, 0, 0), "o", "hashed (HashedNets)"),
     "adaptive-patient": Look("#9a3d00", (5, 1, 36), "\\\\|", "adaptive, patient"),
