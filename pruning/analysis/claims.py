@@ -162,7 +162,10 @@ def _significant(density: pd.DataFrame) -> Claim:
     values = density[place].dropna() if place in density else pd.Series(dtype=float)
     below = not len(values) or values.mean() <= value
     return Claim(
-        "significant", f"{_setting(place)} has about {percent(value)} significant synapses", "significant synapses", "percent",
+        "significant",
+        f"{_setting(place)} has about {percent(value)} significant synapses",
+        "significant synapses",
+        "percent",
         rule=f"the range of the seeds comes within {100 * ABOUT:.0f} points of {percent(value)}",
         against=f"{'fewer' if below else 'more'} than {percent(value)}",
         references=((f"the report's {percent(value)}", value),),
@@ -179,7 +182,10 @@ def _requirement(density: pd.DataFrame) -> Claim:
             ratio = density[benchmark, high] / density[benchmark, low]
             logs[f"{benchmark}, {percent(high)} over {percent(low)}"] = np.log(ratio)
     return _directed(
-        logs, missing=_missing(density), name="requirement", says="The lower the required accuracy, the more is pruned",
+        logs,
+        missing=_missing(density),
+        name="requirement",
+        says="The lower the required accuracy, the more is pruned",
         quantity="synapses left at a requirement over those at the next lower one",
     )
 
@@ -193,7 +199,10 @@ def _size(density: pd.DataFrame, table: pd.DataFrame) -> Claim:
                 ratio = density[small, requirement] / density[big, requirement]
                 logs[f"{small} against {big}, {percent(requirement)}"] = np.log(ratio)
     return _directed(
-        logs, missing=_missing(density), name="size", says="At equal accuracy, more of the bigger network is pruned",
+        logs,
+        missing=_missing(density),
+        name="size",
+        says="At equal accuracy, more of the bigger network is pruned",
         quantity="fraction left of the smaller network over that of the bigger",
     )
 
@@ -207,7 +216,10 @@ def _most(density: pd.DataFrame) -> Claim:
         logs = {f"{most} against {name}": means[most] - value for name, value in others.items()}
         together = means[most] - pd.concat(others, axis=1).max(axis=1, skipna=False)
     return _directed(
-        logs, together, missing=_missing(density), name="most",
+        logs,
+        together,
+        missing=_missing(density),
+        name="most",
         says="CIFAR-10 on two convolutions keeps the largest fraction of its synapses",
         quantity=f"fraction left of {most} over the largest of the others (geometric means over requirements)",
         whole="against the largest of the others",
@@ -219,7 +231,10 @@ def _effort(table: pd.DataFrame) -> Claim:
     effort = _pivot(table.assign(effort=table["effort"].where(table["reached"], 1.0)), "effort")
     logs = {name: np.log(effort[name]).mean(axis=1, skipna=False) for name in _names(effort)}
     return _directed(
-        logs, missing=_missing(effort), name="effort", says="Pruning raises the training effort",
+        logs,
+        missing=_missing(effort),
+        name="effort",
+        says="Pruning raises the training effort",
         quantity="iterations with pruning over those without",
     )
 
@@ -229,9 +244,14 @@ def _accuracy(table: pd.DataFrame) -> Claim:
     changes = {name: change[name].mean(axis=1, skipna=False) for name in _names(change)}
     margin = f"{100 * LOSS:g} points"
     return _directed(
-        changes, missing=_missing(change), name="accuracy", says="Pruning costs no accuracy",
-        quantity="test accuracy of the pruned network less that of the unpruned one", against=f"a loss below {margin}",
-        kind="points", bound=-LOSS,
+        changes,
+        missing=_missing(change),
+        name="accuracy",
+        says="Pruning costs no accuracy",
+        quantity="test accuracy of the pruned network less that of the unpruned one",
+        against=f"a loss below {margin}",
+        kind="points",
+        bound=-LOSS,
         rule=f"a mean loss below {margin} on every benchmark, and p at most {LEVEL} over all",
         references=(("no change", 0.0), (f"a loss of {margin}", -LOSS)),
     )

@@ -159,7 +159,9 @@ def front(runs: pd.DataFrame) -> pd.DataFrame:
 
     A method that removed nothing stands for nothing but the unpruned training, and is left out.
     """
-    means = runs.assign(density=runs["density"].where(runs["reached"], 1.0)).groupby("method")[["density", "effort"]].mean()
+    means = (
+        runs.assign(density=runs["density"].where(runs["reached"], 1.0)).groupby("method")[["density", "effort"]].mean()
+    )
     whole = runs.groupby("method")["reached"].all() & ((means["density"] < 1) | (means.index == "unpruned"))
     return pareto(means[whole])
 
@@ -171,7 +173,8 @@ def beside_published(table: pd.DataFrame) -> pd.DataFrame:
     """
     columns = ["network", "from", "compression", "test error"]
     rows = [
-        (network, source, f"{ratio}×", f"{100 * error:.2f} %" if error else "–") for source, network, ratio, error in PUBLISHED
+        (network, source, f"{ratio}×", f"{100 * error:.2f} %" if error else "–")
+        for source, network, ratio, error in PUBLISHED
     ]
     table = table.assign(ratio=compression(table), error=100 * (1 - table["test_accuracy"]))
     ours = table[table["benchmark"].isin({network for _, network, _, _ in PUBLISHED})].groupby(["benchmark", "method"])

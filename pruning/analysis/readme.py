@@ -1,6 +1,6 @@
 """The README's tables, made from the records and put between their marks.
 
-    text = readme(text, records, METHODS)
+text = readme(text, records, METHODS)
 """
 
 from __future__ import annotations

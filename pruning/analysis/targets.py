@@ -1,7 +1,7 @@
 """The targets of the study's own prune control, and what became of each.
 
-    for target in targets(table, records):
-        print(target.what, target.goal, target.measured, target.verdict)
+for target in targets(table, records):
+    print(target.what, target.goal, target.measured, target.verdict)
 """
 
 from __future__ import annotations

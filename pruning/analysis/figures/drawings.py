@@ -1,7 +1,7 @@
 """The report's drawings: how iterative pruning works (figure 1), how it is implemented (2), the networks (3).
 
-    figure = iterative_pruning(record)
-    figure = benchmarks_table(frame(records), titles(records))
+figure = iterative_pruning(record)
+figure = benchmarks_table(frame(records), titles(records))
 """
 
 from __future__ import annotations
@@ -88,8 +88,15 @@ def _connections(before, after, record: dict, name: str | None) -> None:
         drawn = {"linewidths": 0.5 + 0.6 * weight, "alpha": 0.25 + 0.6 * weight}
         axes.add_collection(LineCollection(lines, colors=look(record["run"]["method"]).color, **drawn))
         for x, places, used, size in ((0, left, keep.any(0), 9), (1, right, keep.any(1), 34)):
-            axes.scatter(np.full(len(places), x), places, s=size, c=[INK if on else "white" for on in used],
-                         edgecolors=INK, linewidths=0.6, zorder=3)
+            axes.scatter(
+                np.full(len(places), x),
+                places,
+                s=size,
+                c=[INK if on else "white" for on in used],
+                edgecolors=INK,
+                linewidths=0.6,
+                zorder=3,
+            )
         axes.set(xlim=(-0.12, 1.12), ylim=(-0.03, 1.03))
         axes.axis("off")
         axes.set_title(f"{part['name']} {when} pruning\n{len(lines):,} synapses", loc="center", fontsize=10)
@@ -216,5 +223,18 @@ def _box(axes, x: float, y: float, width: float, height: float, head: str, text:
 
 
 def _arrow(axes, start: tuple, end: tuple, bend: float = 0.0, color: str = INK, **kind) -> None:
-    axes.add_patch(FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", arrowstyle="-|>", mutation_scale=14,
-                                   color=color, linewidth=1.4, shrinkA=0, shrinkB=2, zorder=3, **kind))
+    axes.add_patch(
+        FancyArrowPatch(
+            start,
+            end,
+            connectionstyle=f"arc3,rad={bend}",
+            arrowstyle="-|>",
+            mutation_scale=14,
+            color=color,
+            linewidth=1.4,
+            shrinkA=0,
+            shrinkB=2,
+            zorder=3,
+            **kind,
+        )
+    )
