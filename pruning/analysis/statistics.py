@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 
 import numpy as np
-from scipy.stats import permutation_test
+from scipy.stats import gmean, permutation_test
 
 
 def sign_flip(differences: Iterable[float]) -> Fraction:
@@ -41,4 +41,4 @@ def probability(p: Fraction, seeds: int) -> str:
 def average(values: Iterable[float], kind: str) -> float:
     """Return the mean over seeds, the geometric one for factors."""
     numbers = np.asarray(list(values), dtype=float)
-    return float(np.exp(np.log(numbers).mean()) if kind == "factor" else numbers.mean())
+    return float(gmean(numbers) if kind == "factor" else numbers.mean())

@@ -61,10 +61,10 @@ def _panel(axes, part: pd.DataFrame, along: str, methods: list[str]) -> None:
 
 @styled
 def sensitivity(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """Draw validation accuracy as each layer alone is pruned by magnitude, without retraining (Han et al. 2015, figure 6).
+    """Draw validation accuracy as each layer alone is pruned by magnitude, without retraining.
 
-    ``table`` as ``tradeoff.scans`` makes it. Lines are means over the seeds, bands reach from the
-    smallest to the largest.
+    As in figure 6 of Han et al. 2015. ``table`` as ``tradeoff.scans`` makes it. Lines are means over
+    the seeds, bands reach from the smallest to the largest.
     """
     figure, parts = panels(table, titles, heights=(3.6,))
     for part, (axes,) in parts:

@@ -15,7 +15,18 @@ from matplotlib.patches import Patch
 
 from pruning.analysis.claims import REPORTED
 from pruning.analysis.figures.panels import (
-    caption, density_axis, groups, handle, hollow, label_first, legend, missed, offset, panels, points, span,
+    caption,
+    density_axis,
+    groups,
+    handle,
+    hollow,
+    label_first,
+    legend,
+    missed,
+    offset,
+    panels,
+    points,
+    span,
 )  # fmt: skip
 from pruning.analysis.figures.style import INK, REPORTED_LINE, SOFT, Look, look, ordered, percent, styled
 
