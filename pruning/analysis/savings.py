@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.accel import convolution
-from pruning.analysis.tables import KEYS, between, frame, titles
+from pruning.analysis.readme import between
+from pruning.analysis.tables import KEYS, frame, titles
 from pruning.deploy import storage
 from pruning.deploy.energy import classify, loads_of
 from pruning.deploy.export import compact
