@@ -28,7 +28,7 @@ from pruning.accel import convolution
 from pruning.files import load_state, save_state
 from pruning.masks import masked_layers, unmasked
 from pruning.study import datasets
-from pruning.study.networks import layers, lenet
+from pruning.notation import layers, lenet
 from pruning.study.runner import BENCHMARKS, checked_device, environment
 from pruning.study.training import Recipe, accuracy, batches, prepare, step
 

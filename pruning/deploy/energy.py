@@ -14,13 +14,13 @@ and written to the SRAM once; that, ReLU and filling the SRAM from DRAM are not 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from pruning.deploy.storage import relative_codes
+from pruning.deploy.encodings import relative_codes
 from pruning.masks import masked_layers
 
 # pJ at 45 nm. Han et al. 2015, "Learning both Weights and Connections", figure 1, after Horowitz.
@@ -54,7 +54,7 @@ def sram_pj(size: int) -> float:
 class Load:
     """What one layer asks of the machine for one classification.
 
-    ``positions`` outputs share each weight (height x width, 1 if linear); ``inputs`` and
+    ``output_positions`` outputs share each weight (height x width, 1 if linear); ``inputs`` and
     ``outputs`` are activations, the latter as the next layer takes them. ``codes`` relative
     indices of ``index_bits`` address the ``significant`` of all ``synapses``, fillers included.
     """
@@ -63,7 +63,7 @@ class Load:
     synapses: int
     significant: float
     biases: int
-    positions: int
+    output_positions: int
     inputs: int
     outputs: int
     codes: float
@@ -76,7 +76,7 @@ class Load:
 
     def macs(self, form: str) -> float:
         """Multiply-accumulates."""
-        return (self.synapses if form == "dense" else self.significant) * self.positions
+        return (self.synapses if form == "dense" else self.significant) * self.output_positions
 
     def synapse_bits(self, form: str, weight_bits: int) -> float:
         """Bits of weights and indices: 32 a weight, ``weight_bits`` where compressed."""
@@ -147,11 +147,11 @@ def layer_energies(
         macs = load.macs(form)
         spilled = max(0, load.activation_bits() - chip_bits)
         dram_words = (bits * (1 - resident) + spilled) / 32
-        read = (load.synapse_bits(form, weight_bits) * load.positions + once) / 32
+        read = (load.synapse_bits(form, weight_bits) * load.output_positions + once) / 32
         sram_words = read + macs + load.outputs
         pj = macs * (multiply + add + REGISTER_PJ)
         if form != "dense":  # a position is the sum of the indices so far
-            pj += load.codes * load.positions * ARITHMETIC_PJ["int32"][1]
+            pj += load.codes * load.output_positions * ARITHMETIC_PJ["int32"][1]
         if form == "compressed":  # the shared weights lie in registers by then
             pj += macs * REGISTER_PJ
         energies.append(
@@ -186,9 +186,9 @@ def loads_of(model: nn.Module, shape: tuple[int, int, int]) -> list[Load]:
             else:
                 significant, width, codes = size, 1, size
             biases = 0 if layer.bias is None else channels
-            positions = output[0].numel() // channels
+            output_positions = output[0].numel() // channels
             loads.append(
-                Load(name, size, significant, biases, positions, inputs[0][0].numel(), output[0].numel(), codes, width)
+                Load(name, size, significant, biases, output_positions, inputs[0][0].numel(), output[0].numel(), codes, width)
             )
 
         return hook
@@ -224,28 +224,3 @@ def at_density(load: Load, density: float) -> Load:
         costs.append((width * codes, width, codes))
     _, width, codes = min(costs)
     return replace(load, significant=significant, codes=codes, index_bits=width)
-
-
-def what_if(network: str, density: float | Mapping[str, float]) -> list[Load]:
-    """The loads of torchvision's ``alexnet`` or ``vgg16`` at given densities, for ImageNet.
-
-    ``density`` is one for all layers, or one each for ``conv`` and ``fc``, or by the layers'
-    names; Han et al. 2015 reached 0.11 with AlexNet and 0.075 with VGG-16 in all. Only shapes are
-    made: no weight takes memory.
-    """
-    from torchvision import models
-
-    import pruning.study._torchvision  # noqa: F401  (lets torchvision be imported)
-
-    if network not in ("alexnet", "vgg16"):
-        raise ValueError(f"unknown network {network!r}; there are alexnet and vgg16")
-    with torch.device("meta"):
-        loads = loads_of(models.get_model(network, weights=None), (3, 224, 224))
-    if not isinstance(density, Mapping):
-        return [at_density(load, density) for load in loads]
-    names = {load.name: (load.name, "fc" if load.positions == 1 else "conv") for load in loads}
-    unknown = set(density) - {name for both in names.values() for name in both}
-    if unknown:
-        raise ValueError(f"no layer {sorted(unknown)} in {network}; there are conv, fc and {list(names)}")
-    chosen = {name: next((density[key] for key in keys if key in density), 1.0) for name, keys in names.items()}
-    return [at_density(load, chosen[load.name]) for load in loads]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pruning.masks import _Masked, masked_layers
 from pruning.schedule import Ladder
 from pruning.study.datasets import Dataset
-from pruning.study.networks import lenet
+from pruning.notation import lenet
 from pruning.study.training import WEIGHTS, Recipe, Training, assembled, generator, prepare, train
 
 HASHED = 3  # the purpose of a random generator, beside those of ``training``

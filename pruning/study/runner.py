@@ -34,7 +34,7 @@ from pruning.files import DamagedFile, locked, save_state, set_aside, write_whol
 from pruning.masks import masked_layers
 from pruning.study import datasets
 from pruning.study.hashed import ladder
-from pruning.study.networks import layers as network_layers
+from pruning.notation import layers as network_layers
 from pruning.study.records import ROOT, digest, folder, read_record, write_record
 from pruning.study.training import Recipe, Training, accuracy, network, prepare, train
 

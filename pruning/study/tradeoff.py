@@ -32,8 +32,8 @@ from pruning.files import DamagedFile, load_state, locked, save_state, set_aside
 from pruning.masks import masked_layers
 from pruning.schedule import Cubic, Rising
 from pruning.study import datasets
-from pruning.study.networks import Layer
-from pruning.study.networks import layers as network_layers
+from pruning.notation import Layer
+from pruning.notation import layers as network_layers
 from pruning.study.records import ROOT, digest, folder, read_record, write_record
 from pruning.study.runner import (
     BENCHMARKS,

@@ -13,7 +13,7 @@ from pruning import density, masked, masked_layers, saliency
 from pruning.control import METHODS, Method, PruneControl
 from pruning.schedule import Cubic, Ladder, Rising
 from pruning.study import datasets
-from pruning.study.networks import lenet
+from pruning.notation import lenet
 from pruning.study.training import Recipe, accuracy, batches
 
 ITERATIVE = METHODS["iterative"]

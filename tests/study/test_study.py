@@ -20,7 +20,7 @@ from pruning.files import DamagedFile, load_state, locked, save_state, set_aside
 from pruning.masks import density, masked_layers
 from pruning.schedule import Cubic, Ladder, Rising, Slack
 from pruning.study import runner as study
-from pruning.study.networks import layers
+from pruning.notation import layers
 from pruning.study.records import digest, folder, read_record, records, write_record
 from pruning.study.runner import (
     BENCHMARKS,

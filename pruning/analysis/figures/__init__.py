@@ -36,7 +36,7 @@ from pruning.analysis.claims import METHOD, REPORTED, REPORTED_REDUCTIONS, Claim
 from pruning.analysis.comparison import METHOD as OURS
 from pruning.analysis.comparison import front
 from pruning.files import write_whole
-from pruning.study.networks import input_shape, layers
+from pruning.notation import input_shape, layers
 from pruning.study.records import ROOT
 from pruning.study.runner import BENCHMARKS
 

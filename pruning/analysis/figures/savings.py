@@ -30,7 +30,7 @@ from pruning.analysis.figures import (
     look,
     ordered,
 )
-from pruning.analysis.savings import ENCODINGS
+from pruning.analysis.measurement import ENCODINGS
 
 # Han et al. 2016, "Deep Compression", table 1: LeNet-5 on MNIST takes 39 times less memory.
 DEEP_COMPRESSION = 39
