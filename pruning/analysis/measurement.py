@@ -73,7 +73,8 @@ def write_tables(study: Study, progress: Callable[[str], None] = print) -> dict[
         )
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    rows, stored = {name: [] for name in TABLES}, {}
+    rows: dict[str, list[dict]] = {name: [] for name in TABLES}
+    stored = {}
     dataset = None
     for number, (run, record) in enumerate(records.items(), start=1):
         measured = _kept(run, record)
@@ -84,8 +85,8 @@ def write_tables(study: Study, progress: Callable[[str], None] = print) -> dict[
             model = storage.rebuilt(state["network"], state["state"])
             measured = {"of": _origin(record)} | measure(run, record, model, dataset)
             write_record(_kept_path(run), measured)
-            sizes = {row["encoding"]: row["bytes"] for row in measured["storage"]}
-            progress(f"{number}/{len(records)} {run.name}: {sizes['dense32']:,} bytes dense, {sizes['compact']:,} compact")
+            dense, *_, compact = (row["bytes"] for row in measured["storage"])
+            progress(f"{number}/{len(records)} {run.name}: {dense:,} bytes dense, {compact:,} compact")
         for name in TABLES:
             rows[name] += measured[name]
         stored[run] = base64.b64decode(measured["file"])
@@ -132,8 +133,8 @@ def measure(run: Run, record: dict, model: nn.Module, dataset: datasets.Dataset)
         rows.append(key | {"encoding": encoding, "bytes": size, "dense_bytes": dense,
                            "ratio": round(dense / size, 3), "test_accuracy": tests[id(network)]})
     bits = math.ceil(math.log2(clusters))
-    variants = {"dense": (model, 32, result["validation_accuracy"]), "pruned": (model, 32, result["validation_accuracy"]),
-                "compressed": (small, bits, validated)}
+    whole = (model, 32, result["validation_accuracy"])
+    variants = {"dense": whole, "pruned": whole, "compressed": (small, bits, validated)}
     energies = [
         key | {"variant": variant, "on_chip_bytes": on_chip} | _energy(network, shape, variant, on_chip, bits)
         | {"weight_bits": width, "validation_accuracy": validation}
@@ -155,14 +156,14 @@ def quantized(
     def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return F.cross_entropy(convolution.run(network, batch[0]), batch[1])
 
-    best: tuple[nn.Module, int, float] | None = None
+    best = model, 0, -math.inf
     for clusters in CLUSTERS:
         small = share_weights(model, clusters)
         for attempt in range(ATTEMPTS + 1):
             if attempt:
                 small = fine_tune(small, loss, itertools.islice(stream, UPDATES))
             validated = validate(small)
-            if best is None or validated > best[2]:
+            if validated > best[2]:
                 # A copy: fine-tuning goes on in place.
                 best = share_weights(small, clusters), clusters, validated
             if validated >= goal:
@@ -172,8 +173,8 @@ def quantized(
 
 def _same(one: nn.Module, other: nn.Module) -> bool:
     """Whether two masked networks compute with the same numbers, whatever lies under their masks."""
-    states = [unmasked(copy.deepcopy(model)).state_dict() for model in (one, other)]
-    return states[0].keys() == states[1].keys() and all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    first, second = (unmasked(copy.deepcopy(model)).state_dict() for model in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def _energy(network: nn.Module, shape: tuple[int, int, int], variant: str, on_chip: int, bits: int) -> dict:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from torch import nn
 
-from pruning.analysis.measurement import ENCODINGS, ON_CHIP, TABLES, pruned, write_tables
+from pruning.analysis.measurement import ON_CHIP, TABLES, pruned, write_tables
 from pruning.analysis.tables import KEYS, between, frame, titles
 from pruning.deploy import storage
 from pruning.files import DamagedFile, write_whole
@@ -109,12 +109,12 @@ def markdown(study: Study, method: str = SHOWN) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for benchmark in study.benchmarks:
         highest = max(study.requirements[benchmark])
-        query = "benchmark == @benchmark and requirement == @highest and method == @method and reached"
-        files, costs = stored.query(query), energies.query(query).query("on_chip_bytes == @on_chip")
-        if files.empty:
+        query = "benchmark == @benchmark and requirement == @highest and method == @method"
+        runs = stored.query(query)["seed"].nunique()
+        small = stored.query(query).query("reached and encoding == 'compact'")
+        costs = energies.query(query).query("reached and on_chip_bytes == @on_chip")
+        if small.empty:
             continue
-        small = files.query("encoding == 'compact'")
-        runs = stored.query("benchmark == @benchmark and requirement == @highest and method == @method")["seed"].nunique()
         total = costs.groupby("variant")["total_nj"].mean() / 1e3
         lines.append(
             f"| {benchmark}, {named[benchmark]} | {100 * highest:g} % | {len(small)} of {runs} | "
@@ -138,7 +138,7 @@ def readme(text: str, study: Study, method: str = SHOWN) -> str:
 
 
 def by_layer(model: nn.Module) -> pd.DataFrame:
-    """Count per masked layer: synapses, significant ones, neurons or filters, and those with a synapse at their input."""
+    """Count each masked layer's synapses, significant ones, neurons (filters), and neurons with a synapse in."""
     rows = {
         name: {"synapses": layer.synapses, "significant": layer.significant, "neurons": len(layer.weight),
                "with inputs": int(layer.mask.flatten(1).any(1).sum())}

@@ -80,10 +80,9 @@ class Reader:
         bits = np.unpackbits(self.array("<u1", (count * width + 7) // 8), bitorder="little")
         if bits[count * width :].any():
             raise StorageError("bits are set after the last code")
-        bits = bits[: count * width].reshape(count, width)
         codes = np.zeros(count, np.int64)
         for place in range(width):
-            codes |= bits[:, place].astype(np.int64) << place
+            codes |= bits[place : count * width : width].astype(np.int64) << place
         return codes
 
     def end(self) -> None:

@@ -57,7 +57,7 @@ def _bytes(tables: Sequence[dict[str, np.ndarray]]) -> int:
 
 
 def _tables(stage: Stage, quantize: int | None) -> dict[str, np.ndarray]:
-    """A layer's arrays: its synapses by filter or neuron, ``count`` of each; ``at`` is the place in the input."""
+    """List a layer's synapses by filter or neuron: ``count`` of each, and ``at``, the place in the input."""
     if quantize not in (None, 8):
         raise ValueError(f"quantize must be None or 8, got {quantize!r}")
     _, height, width = stage.shape
@@ -84,14 +84,10 @@ def _narrow(numbers: np.ndarray) -> np.ndarray:
 def _table_text(name: str, tables: dict[str, np.ndarray]) -> str:
     lines = []
     for part, array in tables.items():
-        array = array if len(array) else np.zeros(1, array.dtype)  # C has no empty arrays
-        if array.dtype == np.float32:
-            # Hexadecimal floats are exact, and read the same by every compiler.
-            texts = [f"{float(value).hex()}f" for value in array]
-        else:
-            texts = [str(value) for value in array]
+        # Hexadecimal floats are exact, and read the same by every compiler. C has no empty arrays.
+        texts = [f"{float(x).hex()}f" if array.dtype == np.float32 else str(x) for x in (array if len(array) else [0])]
         rows = [", ".join(texts[start : start + 16]) for start in range(0, len(texts), 16)]
-        lines.append(f"static const {_c_type(array)} {name}_{part}[{len(array)}] = {{\n" + ",\n".join(rows) + "};")
+        lines.append(f"static const {_c_type(array)} {name}_{part}[{len(texts)}] = {{\n" + ",\n".join(rows) + "};")
     return "\n".join(lines) + "\n"
 
 
@@ -271,7 +267,7 @@ def compiled(source: str, path: str | Path, *flags: str) -> Path:
     """
     path = Path(path).absolute()
     command = ["cc", *(flags or FLAGS), "-DPRUNING_MAIN", "-x", "c", "-", "-o", str(path), "-lm"]
-    done = subprocess.run(command, input=source, text=True, capture_output=True)
+    done = subprocess.run(command, input=source, text=True, capture_output=True, check=False)
     if done.returncode:
         raise RuntimeError(f"cc failed:\n{done.stderr}")
     return path
@@ -281,7 +277,7 @@ def run_program(program: Path, images: Tensor, rounds: int | None = None) -> np.
     """Give a ``compiled`` program images [N, C, H, W]: classes [N], or with ``rounds`` nanoseconds per image [1]."""
     data = images.cpu().contiguous().numpy().astype("<f4").tobytes()
     arguments = [] if rounds is None else [str(rounds)]
-    done = subprocess.run([str(program), *arguments], input=data, capture_output=True)
+    done = subprocess.run([str(program), *arguments], input=data, capture_output=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{program.name} stopped with {done.returncode}: {done.stderr.decode(errors='replace')}")
     return np.array(done.stdout.decode().split(), dtype=np.int64 if rounds is None else float)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,22 +27,22 @@ def remove_dead_neurons(model: nn.Module, shape: Sequence[int]) -> nn.Module:
     CPU; a weight of zero counts as pruned. Raises ``ValueError`` as ``stages`` does.
     """
     chain = stages(model, shape)
-    for stage, after in zip(chain, chain[1:]):
-        silent = ~stage.weight.any(axis=tuple(range(1, stage.weight.ndim)))
+    for stage, after in itertools.pairwise(chain):
+        silent = ~stage.weight.reshape(len(stage.weight), -1).any(axis=1)
         constant = np.where(silent, np.maximum(stage.bias, 0) if stage.relu else stage.bias, 0)
         incoming = _by_source(stage, after)
         after.bias = after.bias + incoming.sum(2) @ constant
         incoming[:, silent] = 0  # a view: these are the weights of the next layer
-    for stage, after in zip(reversed(chain[:-1]), reversed(chain)):
+    for stage, after in reversed(list(itertools.pairwise(chain))):
         incoming = _by_source(stage, after)
-        used = incoming.any(axis=(0, 2))
+        used = np.asarray(incoming.any(axis=(0, 2)))
         if not used.any():
             used[0], stage.weight[0], stage.bias[0] = True, 0, 0
         stage.weight, stage.bias = stage.weight[used], stage.bias[used]
         after.weight = incoming[:, used].reshape(len(incoming), -1, *after.weight.shape[2:])
     small = unmasked(copy.deepcopy(model)).cpu()
     for stage in chain:
-        layer = small.get_submodule(stage.module)
+        layer = small.get_submodule(stage.place)
         layer.weight = nn.Parameter(torch.from_numpy(stage.weight).float())
         layer.bias = nn.Parameter(torch.from_numpy(stage.bias).float())
         if stage.convolution:
@@ -52,5 +53,5 @@ def remove_dead_neurons(model: nn.Module, shape: Sequence[int]) -> nn.Module:
 
 
 def _by_source(stage: Stage, after: Stage) -> np.ndarray:
-    """The weights of ``after`` as a view [out, neurons of stage, weights of each]."""
+    """View the weights of ``after`` as [out, neurons of stage, weights of each]."""
     return after.weight.reshape(len(after.weight), len(stage.bias), -1)

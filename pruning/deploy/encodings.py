@@ -38,8 +38,8 @@ def decode_weights(encoding: str, reader: Reader, shape: tuple[int, int]) -> tup
     """Read a layer of ``shape``: its mask, and its weights with zeros in place."""
     size = math.prod(shape)
     if encoding == "dense32":
-        weights = reader.array("<f4", size).reshape(shape).copy()
-        return weights != 0, weights
+        dense = reader.array("<f4", size).reshape(shape).copy()
+        return dense != 0, dense
     count = reader.number(most=size)
     if count == 0:
         return np.zeros(shape, bool), np.zeros(shape, np.float32)

@@ -1,6 +1,6 @@
 """What one classification costs in DRAM accesses and energy, at 45 nm.
 
-    loads = loads_of(model, input_shape(notation))               # a masked network, or any other
+    loads = loads_of(model, (1, 28, 28))               # a masked network, or any other
     dense = classify(loads, "dense")
     small = classify(loads, "compressed", on_chip=8 * 1024)
     dense.pj / small.pj, dense.dram_words, small.arithmetic_pj
@@ -13,6 +13,7 @@ and written to the SRAM once; that, ReLU and filling the SRAM from DRAM are not 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,13 +38,13 @@ CACHE_PJ = ((8 * 1024, 10.0), (32 * 1024, 20.0), (1024 * 1024, 100.0))
 
 
 def sram_pj(size: int) -> float:
-    """pJ for 32 bits from an SRAM of ``size`` bytes, by Horowitz's table.
+    """Give pJ for 32 bits from an SRAM of ``size`` bytes, by Horowitz's table.
 
     Between its sizes, energy is taken as a power of the size; outside, as that of the nearest.
     """
     if size <= CACHE_PJ[0][0]:
         return CACHE_PJ[0][1] / 2
-    for (small, low), (large, high) in zip(CACHE_PJ, CACHE_PJ[1:]):
+    for (small, low), (large, high) in itertools.pairwise(CACHE_PJ):
         if size <= large:
             exponent = math.log(high / low) / math.log(large / small)
             return low * (size / small) ** exponent / 2
@@ -119,7 +120,7 @@ def layer_energies(
     arithmetic: str = "float32",
     weight_bits: int = 5,
 ) -> list[Energy]:
-    """Each layer's energy for one classification.
+    """List each layer's energy for one classification.
 
     ``form``: ``dense`` has every weight in 32 bits, ``pruned`` the significant ones with relative
     indices, ``compressed`` has shared weights of ``weight_bits`` too (Han et al. 2016 use 5 for
@@ -161,14 +162,14 @@ def layer_energies(
 
 
 def classify(loads: Sequence[Load], form: str, **machine) -> Energy:
-    """The energy of one classification; ``machine`` as in ``layer_energies``."""
+    """Sum up the energy of one classification; ``machine`` as in ``layer_energies``."""
     layers = layer_energies(loads, form, **machine)
     counted = [name for name in Energy.__dataclass_fields__ if name not in ("name", "form")]
     return Energy("all", form, **{name: sum(getattr(layer, name) for layer in layers) for name in counted})
 
 
 def loads_of(model: nn.Module, shape: tuple[int, int, int]) -> list[Load]:
-    """The loads of all Linear and Conv2d layers of ``model`` for one image of ``shape`` (C, H, W).
+    """Trace the loads of all Linear and Conv2d layers of ``model`` for one image of ``shape`` (C, H, W).
 
     The layers are taken as a chain, in the order in which they run. Masks count where layers
     have them; a layer without is dense. At padded borders every position counts as a whole one.
@@ -178,7 +179,7 @@ def loads_of(model: nn.Module, shape: tuple[int, int, int]) -> list[Load]:
     loads: list[Load] = []
 
     def observe(name: str):
-        def hook(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        def hook(layer: nn.Linear | nn.Conv2d, inputs: tuple, output: torch.Tensor) -> None:
             size, channels = layer.weight.numel(), len(layer.weight)
             if name in masks:
                 significant = int(masks[name].sum())
@@ -187,9 +188,8 @@ def loads_of(model: nn.Module, shape: tuple[int, int, int]) -> list[Load]:
                 significant, width, codes = size, 1, size
             biases = 0 if layer.bias is None else channels
             output_positions = output[0].numel() // channels
-            loads.append(
-                Load(name, size, significant, biases, output_positions, inputs[0][0].numel(), output[0].numel(), codes, width)
-            )
+            taken, given = inputs[0][0].numel(), output[0].numel()
+            loads.append(Load(name, size, significant, biases, output_positions, taken, given, codes, width))
 
         return hook
 
@@ -205,11 +205,11 @@ def loads_of(model: nn.Module, shape: tuple[int, int, int]) -> list[Load]:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return [replace(load, outputs=after.inputs) for load, after in zip(loads, loads[1:])] + loads[-1:]
+    return [replace(load, outputs=after.inputs) for load, after in itertools.pairwise(loads)] + loads[-1:]
 
 
 def at_density(load: Load, density: float) -> Load:
-    """The load with synapses pruned at random to ``density``: what its indices take on average.
+    """Prune a load's synapses at random to ``density``: what its indices take on average.
 
     A gap is then geometric, so a code of filler ``f`` is followed by another with probability
     (1 - density)^f, and a synapse takes 1 / (1 - that) codes.

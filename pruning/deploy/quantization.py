@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.masks import masked_layers
+from pruning.masks import MaskedConv2d, MaskedLinear, masked_layers
 
+Batch = TypeVar("Batch")
 MOST = 256  # shared weights a layer: what one byte tells apart
 
 
@@ -43,7 +45,7 @@ def share_weights(model: nn.Module, clusters: int = 32) -> nn.Module:
 
 
 def fine_tune(
-    model: nn.Module, loss: Callable[[nn.Module, object], Tensor], batches: Iterable, rate: float = 1e-3
+    model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batches: Iterable[Batch], rate: float = 1e-3
 ) -> nn.Module:
     """Train a model of shared weights in place, and return it.
 
@@ -65,7 +67,8 @@ def fine_tune(
         model.zero_grad()
         loss(model, batch).backward()
         for layer, centroids, labels in groups:
-            centroids.grad = torch.zeros_like(centroids).index_add_(0, labels, layer.weight.grad[layer.mask])
+            if layer.weight.grad is not None:
+                centroids.grad = torch.zeros_like(centroids).index_add_(0, labels, layer.weight.grad[layer.mask])
         optimizer.step()
         with torch.no_grad():
             for layer, centroids, labels in groups:
@@ -74,7 +77,7 @@ def fine_tune(
     return _rounded(model)
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
+def _layers(model: nn.Module) -> list[MaskedLinear | MaskedConv2d]:
     layers = list(masked_layers(model).values())
     if not layers:
         raise ValueError("the model has no masked layer: call masked(model, zeros_pruned=True) first")

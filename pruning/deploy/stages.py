@@ -20,6 +20,8 @@ from pruning.masks import unmasked
 from pruning.notation import lenet
 
 Shape = tuple[int, int, int]  # (channels, height, width)
+LAYERS = (nn.Conv2d, nn.Linear)
+IGNORED = (nn.Dropout, nn.Dropout2d, nn.Identity)
 
 
 @dataclass(eq=False)
@@ -27,10 +29,10 @@ class Stage:
     """A layer with what follows it.
 
     ``weight`` [out, in, height, width] or [out, in] and ``bias`` [out] in float64, ``shape``
-    (C, H, W) of its input, ``module`` its qualified name in the model, ``name`` a C identifier.
+    (C, H, W) of its input, ``place`` its qualified name in the model, ``name`` a C identifier.
     """
 
-    module: str
+    place: str
     name: str
     weight: np.ndarray
     bias: np.ndarray
@@ -62,48 +64,58 @@ def stages(model: nn.Module, shape: Sequence[int]) -> list[Stage]:
     """Take a sequential model apart, for images of ``shape`` (C, H, W).
 
     The model, masked or plain, is a ``nn.Sequential``, nested ones included, of Conv2d (stride 1,
-    no padding), MaxPool2d of 2 x 2, ReLU, Flatten and Linear. Dropout and Identity are left out,
-    as in evaluation. Raises ``ValueError`` that names the layer for anything else.
+    no padding), MaxPool2d of 2 x 2 after one, ReLU, Flatten and Linear. Dropout and Identity are
+    left out, as in evaluation. Raises ``ValueError`` that names the layer for anything else.
     """
     chain: list[Stage] = []
     flat = False
-    names: dict[int, str] = {}
-    for name, module in unmasked(copy.deepcopy(model)).named_modules(remove_duplicate=False):
-        last = chain[-1] if chain else None
-        shape = last.output if last else tuple(shape)
-        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+    places: dict[int, str] = {}
+    for place, module in unmasked(copy.deepcopy(model)).named_modules(remove_duplicate=False):
+        kind, arriving = type(module), chain[-1].output if chain else (shape[0], shape[1], shape[2])
+        if kind.forward is nn.Sequential.forward or kind in IGNORED:
             continue
-        if type(module) in (nn.Conv2d, nn.Linear):
-            convolution = type(module) is nn.Conv2d
-            if (first := names.setdefault(id(module), name)) != name:
-                raise _refused(name, module, f"is the layer '{first}' too: give each place a layer of its own")
-            if convolution and (flat or _settings(module) != ((1, 1), (0, 0), (1, 1), 1)):
-                raise _refused(name, module, "must have stride 1, no padding, dilation or groups, and no Flatten before it")
-            if not convolution and not flat:
-                raise _refused(name, module, "needs a Flatten before it")
-            inputs, arriving = module.weight.shape[1], shape[0] if convolution else math.prod(shape)
-            fits = not convolution or all(size >= kernel for size, kernel in zip(shape[1:], module.kernel_size))
-            if inputs != arriving or not fits:
-                raise _refused(name, module, f"does not fit what arrives, {'x'.join(map(str, shape))}")
+        fault = _fault(module, arriving, chain, flat)
+        if kind in LAYERS and not fault and (first := places.setdefault(id(module), place)) != place:
+            fault = f"is the layer {first!r} too: give each place a layer of its own"
+        if fault:
+            raise ValueError(f"{f'layer {place!r}' if place else 'the model'} ({kind.__name__}) {fault}")
+        if kind in LAYERS:
             weight = _array(module.weight)
             bias = np.zeros(len(weight)) if module.bias is None else _array(module.bias)
-            usable = re.fullmatch(r"(conv|fc)\d+", name)
-            chain.append(Stage(name, name if usable else f"layer{len(chain) + 1}", weight, bias, shape))
-        elif type(module) is nn.MaxPool2d and last and last.convolution and not (flat or last.pool):
-            if _pooling(module) != ((2, 2), (2, 2), (0, 0), (1, 1), False, False) or min(shape[1:]) < 2:
-                raise _refused(name, module, "must pool 2x2 at stride 2, without padding, and a map of that size")
-            last.pool = True
-        elif type(module) is nn.ReLU and last:
-            last.relu = True
-        elif type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+            name = place if re.fullmatch(r"(conv|fc)\d+", place) else f"layer{len(chain) + 1}"
+            chain.append(Stage(place, name, weight, bias, arriving))
+        elif kind is nn.Flatten:
             flat = True
-        elif type(module) not in (nn.Dropout, nn.Dropout2d, nn.Identity):
-            raise _refused(
-                name, module, "cannot stand here: known are Conv2d, MaxPool2d after it, ReLU, Flatten and Linear in a Sequential"
-            )
+        else:
+            setattr(chain[-1], "relu" if kind is nn.ReLU else "pool", True)
     if not chain or chain[-1].convolution:
         raise ValueError("the model must end with a Linear layer: its outputs are the classes")
     return chain
+
+
+def _fault(module: nn.Module, arriving: Shape, chain: list[Stage], flat: bool) -> str:
+    """Say why a module cannot stand after ``chain``, "" where it can."""
+    misfit = f"does not fit what arrives, {'x'.join(map(str, arriving))}"
+    if type(module) not in (*LAYERS, nn.MaxPool2d, nn.ReLU, nn.Flatten):
+        return "is not known: a Sequential of Conv2d, MaxPool2d, ReLU, Flatten and Linear can be exported"
+    if isinstance(module, nn.Linear):
+        return "needs a Flatten before it" if not flat else misfit if module.in_features != math.prod(arriving) else ""
+    if isinstance(module, nn.Conv2d):
+        if flat or (module.stride, module.padding, module.dilation, module.groups) != ((1, 1), (0, 0), (1, 1), 1):
+            return "must have stride 1, no padding, dilation or groups, and no Flatten before it"
+        sizes = zip(arriving[1:], module.kernel_size)
+        return misfit if module.in_channels != arriving[0] or any(size < kernel for size, kernel in sizes) else ""
+    if isinstance(module, nn.Flatten):
+        return "" if (module.start_dim, module.end_dim) == (1, -1) else "must flatten all but the batch"
+    if not chain:
+        return "must come after a layer with weights"
+    if isinstance(module, nn.MaxPool2d):
+        pairs = (module.kernel_size, module.stride, module.padding, module.dilation)
+        settings = [value if isinstance(value, tuple) else (value, value) for value in pairs]
+        plain = settings == [(2, 2), (2, 2), (0, 0), (1, 1)] and not module.ceil_mode and not module.return_indices
+        if not plain or flat or chain[-1].pool or min(arriving[1:]) < 2:
+            return "must pool 2x2 at stride 2, without padding, once after a convolution"
+    return ""
 
 
 def notation_of(model: nn.Module, shape: Sequence[int]) -> str:
@@ -122,20 +134,6 @@ def described(chain: Sequence[Stage]) -> str:
     channels, height, width = chain[0].shape
     sizes = [f"{len(s.bias)}c{s.weight.shape[2]}" if s.convolution else str(len(s.bias)) for s in chain]
     return "-".join([f"{height}x{width}" if channels == 1 else f"{channels}x{height}x{width}", *sizes])
-
-
-def _refused(name: str, module: nn.Module, reason: str) -> ValueError:
-    return ValueError(f"{f'layer {name!r}' if name else 'the model'} ({type(module).__name__}) {reason}")
-
-
-def _settings(layer: nn.Conv2d) -> tuple:
-    return layer.stride, layer.padding, layer.dilation, layer.groups
-
-
-def _pooling(layer: nn.MaxPool2d) -> tuple:
-    pairs = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    pairs = (value if isinstance(value, tuple) else (value, value) for value in pairs)
-    return *pairs, layer.ceil_mode, layer.return_indices
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -57,7 +57,9 @@ def encode(model: nn.Module, encoding: str, notation: str = "") -> bytes:
         raise ValueError(f"unknown encoding {encoding!r}; there are {', '.join(ENCODINGS)}")
     prunable = masked_layers(model)
     if not prunable and encoding != "dense32":
-        raise ValueError(f"{encoding!r} stores masked layers, and the model has none: call masked(model, zeros_pruned=True) first")
+        raise ValueError(
+            f"{encoding!r} is for masked layers, and the model has none: call masked(model, zeros_pruned=True) first"
+        )
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     table = _table(state, {f"{name}." if name else "" for name in prunable})
     data = bytearray(MAGIC)
@@ -184,7 +186,7 @@ def _read_table(reader: Reader) -> list[_Entry]:
 
 
 def _opened(data: bytes) -> tuple[str, str, Reader]:
-    """Encoding, notation and the reader of the rest, once the file is known to be whole."""
+    """Read encoding and notation, and give the reader of the rest, once the file is known to be whole."""
     if data[:3] != MAGIC[:3]:
         raise StorageError("not a stored network: the file does not begin with PRN")
     if data[3:4] != MAGIC[3:]:

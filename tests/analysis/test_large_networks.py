@@ -5,7 +5,7 @@ from pruning.deploy.energy import classify
 
 
 @pytest.mark.parametrize(
-    "network, parameters, macs", [("alexnet", 61_100_840, 714_188_480), ("vgg16", 138_357_544, 15_470_264_320)]
+    ("network", "parameters", "macs"), [("alexnet", 61_100_840, 714_188_480), ("vgg16", 138_357_544, 15_470_264_320)]
 )
 def test_the_large_networks_have_their_published_size(network, parameters, macs):
     loads = what_if(network, 1.0)

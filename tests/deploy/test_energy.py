@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from pruning.deploy.encodings import relative_codes
 from pruning.deploy.energy import (
     ARITHMETIC_PJ,
     DRAM_PJ,
@@ -14,7 +15,6 @@ from pruning.deploy.energy import (
     loads_of,
     sram_pj,
 )
-from pruning.deploy.encodings import relative_codes
 from pruning.masks import masked
 from pruning.notation import input_shape, lenet
 

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import pickle
 import re
 import struct
@@ -19,8 +20,8 @@ from pruning.deploy.latency import measure_latency
 from pruning.deploy.onnx import session, to_onnx
 from pruning.deploy.stages import notation_of
 from pruning.masks import masked, masked_layers, unmasked
-from pruning.study.datasets import fingerprint, load
 from pruning.notation import input_shape, layers, lenet
+from pruning.study.datasets import fingerprint, load
 
 LENET = "28x28-6c5-16c5-120-84-10"
 SHAPE = (1, 28, 28)
@@ -115,7 +116,7 @@ def test_removing_dead_neurons_computes_the_same_function(notation, density):
         assert torch.allclose(logits(small, images(notation)), logits(model, images(notation)), atol=1e-5)
         described = layers(short)
         assert short.startswith(notation.split("-")[0]) and described[-1].biases == layers(notation)[-1].biases
-        for before, after in zip(described, described[1:]):
+        for before, after in itertools.pairwise(described):
             neurons = small.get_submodule(before.name).effective_weight().flatten(1)
             incoming = small.get_submodule(after.name).effective_weight().reshape(after.biases, before.biases, -1)
             assert before.biases == 1 or (neurons.any(1).all() and incoming.any(2).any(0).all())
@@ -216,7 +217,7 @@ def test_onnx_that_differs_from_pytorch_is_not_written(tmp_path, monkeypatch):
 
 def test_c_gives_every_test_image_the_class_of_pytorch(real, tmp_path):
     model, test = real
-    small, short = narrowed(model, LENET)
+    small = remove_dead_neurons(model, SHAPE)
     expected = logits(model, test.images).argmax(1).numpy()
     assert np.array_equal(run_program(compiled(to_c(small, SHAPE), tmp_path / "float"), test.images), expected)
     quantized = run_program(compiled(to_c(small, SHAPE, 8), tmp_path / "eight"), test.images)

@@ -73,9 +73,9 @@ def test_the_gradient_of_a_shared_weight_is_the_sum_over_its_synapses():
 def test_a_model_that_cannot_be_quantized_is_refused():
     plain = nn.Sequential(nn.Linear(300, 2))
     for quantize in (share_weights, lambda model: fine_tune(model, lambda model, batch: model(batch).sum(), [])):
-        with pytest.raises(ValueError, match="no masked layer: call masked.model, zeros_pruned=True. first"):
+        with pytest.raises(ValueError, match="no masked layer: call masked"):
             quantize(plain)
-    with pytest.raises(ValueError, match="600 distinct weights: call share_weights.model. first"):
+    with pytest.raises(ValueError, match="600 distinct weights: call share_weights"):
         fine_tune(masked(plain), lambda model, batch: model(batch).sum(), [])
     for clusters in (0, 257):
         with pytest.raises(ValueError, match="1 to 256"):

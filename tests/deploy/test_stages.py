@@ -14,10 +14,12 @@ from pruning.notation import input_shape, lenet
 
 
 def own_network() -> nn.Module:
-    """No network of the report: nested, without some biases and ReLUs, a ReLU used twice, dropout, one kernel not square."""
+    """Nested, without some biases and ReLUs, one ReLU used twice, dropout, a kernel that is not square."""
     relu = nn.ReLU()
-    features = nn.Sequential(nn.Conv2d(3, 5, (3, 2), bias=False), relu, nn.MaxPool2d(2, 2), nn.Conv2d(5, 4, 2), nn.Identity())
-    return nn.Sequential(features, nn.Flatten(), nn.Dropout(), nn.Linear(4 * 4 * 5, 12), relu, nn.Linear(12, 8), nn.Linear(8, 3, bias=False))
+    first, second = nn.Conv2d(3, 5, (3, 2), bias=False), nn.Conv2d(5, 4, 2)
+    features = nn.Sequential(first, relu, nn.MaxPool2d(2, 2), second, nn.Identity())
+    linears = nn.Linear(4 * 4 * 5, 12), relu, nn.Linear(12, 8), nn.Linear(8, 3, bias=False)
+    return nn.Sequential(features, nn.Flatten(), nn.Dropout(), *linears)
 
 
 @pytest.mark.parametrize("density", [0.05, 0.3, 1])
@@ -43,14 +45,14 @@ def test_any_sequential_network_is_narrowed_and_exported(density, tmp_path):
 @pytest.mark.parametrize("notation", ["28x28-6c5-16c5-120-84-10", "3x32x32-6c3-16c3-36c4-240-120-84-10", "4x4-3"])
 def test_the_notation_of_a_network_is_found_again(notation):
     model = lenet(notation)
-    for found in (model, masked(copy.deepcopy(model)), masked(copy.deepcopy(model)).to(memory_format=torch.channels_last)):
-        assert notation_of(found, input_shape(notation)) == notation
+    for network in (model, masked(copy.deepcopy(model)), model.to(memory_format=torch.channels_last)):
+        assert notation_of(network, input_shape(notation)) == notation
 
 
 def test_another_network_has_no_notation():
     model = lenet("12x12-4c3-6c3-9-3")
     model.relu1 = nn.Identity()
-    with pytest.raises(ValueError, match="not a lenet.'12x12-4c3-6c3-9-3'"):
+    with pytest.raises(ValueError, match=r"not a lenet\('12x12-4c3-6c3-9-3'"):
         notation_of(model, (1, 12, 12))
     with pytest.raises(ValueError, match="not a lenet"):
         notation_of(own_network(), (3, 12, 13))
@@ -70,21 +72,21 @@ twice = nn.Linear(16, 16)
 
 
 @pytest.mark.parametrize(
-    "layers, message",
+    ("layers", "message"),
     [
-        ([nn.Flatten(), nn.Linear(16, 3), nn.Sigmoid()], r"layer '2' \(Sigmoid\) cannot stand here"),
-        ([nn.Sequential(Residual()), nn.Flatten(), nn.Linear(16, 3)], r"layer '0.0' \(Residual\) cannot stand here"),
-        ([Skipping(nn.ReLU()), nn.Flatten(), nn.Linear(16, 3)], r"layer '0' \(Skipping\) cannot stand here"),
+        ([nn.Flatten(), nn.Linear(16, 3), nn.Sigmoid()], r"layer '2' \(Sigmoid\) is not known"),
+        ([nn.Sequential(Residual()), nn.Flatten(), nn.Linear(16, 3)], r"layer '0.0' \(Residual\) is not known"),
+        ([Skipping(nn.ReLU()), nn.Flatten(), nn.Linear(16, 3)], r"layer '0' \(Skipping\) is not known"),
         ([nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(32, 3)], r"layer '0' \(Conv2d\) must have stride 1"),
         ([nn.Conv2d(1, 2, 3, stride=2), nn.Flatten(), nn.Linear(2, 3)], r"layer '0' \(Conv2d\) must have stride 1"),
         ([nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(8, 3)], "layer '0' .* does not fit what arrives, 1x4x4"),
         ([nn.Conv2d(1, 2, 5), nn.Flatten(), nn.Linear(8, 3)], "layer '0' .* does not fit what arrives, 1x4x4"),
         ([nn.Flatten(), nn.Linear(15, 3)], "layer '1' .* does not fit what arrives, 1x4x4"),
         ([nn.Linear(4, 3)], r"layer '0' \(Linear\) needs a Flatten before it"),
-        ([nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 3)], r"layer '0' \(MaxPool2d\) cannot stand here"),
-        ([nn.Conv2d(1, 2, 1), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(2, 3)], r"layer '1' \(MaxPool2d\) must pool 2x2"),
-        ([nn.Conv2d(1, 2, 1), nn.MaxPool2d(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 3)], "layer '2' .* cannot stand"),
-        ([nn.Flatten(2), nn.Linear(16, 3)], r"layer '0' \(Flatten\) cannot stand here"),
+        ([nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 3)], r"layer '0' \(MaxPool2d\) must come after a layer"),
+        ([nn.Conv2d(1, 2, 1), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(2, 3)], "layer '1' .* must pool 2x2"),
+        ([nn.Conv2d(1, 2, 1), *2 * [nn.MaxPool2d(2)], nn.Flatten(), nn.Linear(2, 3)], "layer '2' .* must pool 2x2 .* once"),
+        ([nn.Flatten(2), nn.Linear(16, 3)], r"layer '0' \(Flatten\) must flatten all but the batch"),
         ([nn.Flatten(), twice, nn.ReLU(), twice], "layer '3' .* is the layer '1' too"),
         ([nn.Conv2d(1, 2, 4)], "must end with a Linear layer"),
         ([nn.Flatten()], "must end with a Linear layer"),
@@ -94,5 +96,5 @@ def test_what_cannot_be_exported_is_named(layers, message):
     for export in (stages, remove_dead_neurons, to_c):
         with pytest.raises(ValueError, match=message):
             export(masked(nn.Sequential(*layers)), (1, 4, 4))
-    with pytest.raises(ValueError, match=r"the model \(Residual\) cannot stand here"):
+    with pytest.raises(ValueError, match=r"the model \(Residual\) is not known"):
         stages(Residual(), (1, 4, 4))

@@ -1,3 +1,4 @@
+import itertools
 import tracemalloc
 import zlib
 
@@ -11,8 +12,8 @@ from pruning.deploy.encodings import ENCODINGS, SHARED, relative_codes
 from pruning.deploy.quantization import share_weights
 from pruning.deploy.storage import decode, decode_state, encode
 from pruning.masks import masked, masked_layers
-from pruning.study.datasets import load
 from pruning.notation import lenet
+from pruning.study.datasets import load
 
 SMALL = "12x12-2c3-3c3-5-3"
 LENET = "28x28-6c5-16c5-120-84-10"
@@ -32,7 +33,7 @@ def same(state: dict, expected: dict) -> bool:
     def raw(tensor: torch.Tensor) -> bytes:
         return tensor.numpy().tobytes()
 
-    return list(sorted(state)) == list(sorted(expected)) and all(
+    return sorted(state) == sorted(expected) and all(
         state[name].dtype == expected[name].dtype
         and state[name].shape == expected[name].shape
         and raw(state[name]) == raw(expected[name])
@@ -98,7 +99,7 @@ def test_any_model_with_its_other_tensors():
             nn.Conv2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6, 3).double()
         )
     )
-    with pytest.raises(ValueError, match="3.weight is torch.float64"):
+    with pytest.raises(ValueError, match=r"3.weight is torch.float64"):
         encode(model, "relative")
     model = model.float()
     model.register_buffer("flags", torch.tensor([True, False]))
@@ -122,11 +123,11 @@ def test_wrong_requests_say_what_is_wrong():
         encode(pruned(), "zip")
     with pytest.raises(ValueError, match="not a masked lenet"):
         encode(pruned(), "csr", "12x12-2c3-3c3-6-3")
-    with pytest.raises(ValueError, match="has none: call masked.model, zeros_pruned=True. first"):
+    with pytest.raises(ValueError, match="has none: call masked"):
         encode(lenet(SMALL), "csr", SMALL)
-    with pytest.raises(ValueError, match="masked.model. was not called"):
+    with pytest.raises(ValueError, match=r"masked\(model\) was not called"):
         encode(lenet(SMALL), "dense32", SMALL)
-    with pytest.raises(ValueError, match="conv2.weight: 725 distinct weights.*share_weights"):
+    with pytest.raises(ValueError, match=r"conv2.weight: 725 distinct weights.*share_weights"):
         encode(pruned(LENET), "codebook", LENET)
 
 
@@ -173,7 +174,7 @@ def test_relative_indices_take_the_fewest_bits():
         width, codes = relative_codes(keep.numpy())
         at, number = [-1, *keep.flatten().nonzero().flatten().tolist()], {}
         for bits in range(1, 17):
-            number[bits] = sum((after - before - 1) // (2**bits - 1) + 1 for before, after in zip(at, at[1:]))
+            number[bits] = sum((after - before - 1) // (2**bits - 1) + 1 for before, after in itertools.pairwise(at))
         assert codes == number[width]
         assert width * codes == min(bits * number[bits] for bits in number)
 
@@ -247,7 +248,7 @@ ENTRY = b"\x01\x08a.weight"  # one tensor of that name
 
 @pytest.mark.parametrize("encoding", range(len(ENCODINGS)))
 @pytest.mark.parametrize(
-    "body, message",
+    ("body", "message"),
     [
         (b"\x00" + ENTRY + b"\x01\x02" + HUGE + HUGE, "elements"),
         (b"\x00" + ENTRY + b"\x00\x08" + 8 * HUGE, "elements"),
@@ -281,7 +282,7 @@ ONE, TWO = b"\x00\x00\x80\x3f", b"\x00\x00\x00\x40"
 
 
 @pytest.mark.parametrize(
-    "encoding, good, bad",
+    ("encoding", "good", "bad"),
     [
         ("bitmask", b"\x01\x00\x80" + ONE, b"\x01\x01\x80" + ONE),
         ("bitmask", b"\x00", b"\x00\x00"),
@@ -346,7 +347,7 @@ def test_other_files_and_versions_are_named(tmp_path):
     with pytest.raises(StorageError, match="at most 5 is known"):
         decode(sealed(data[:4] + b"\x06" + data[5:-4]))
     (tmp_path / "cut.prn").write_bytes(data[:-1])
-    with pytest.raises(StorageError, match="cut.prn: the file is truncated or altered"):
+    with pytest.raises(StorageError, match=r"cut.prn: the file is truncated or altered"):
         storage.load(tmp_path / "cut.prn")
 
 

@@ -45,7 +45,7 @@ VARIANTS = {"dense": ("#999999", "s", "-"), "pruned": ("#0072b2", "o", "--"), "c
 
 
 def highest(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each benchmark's highest requirement."""
+    """Select the rows of each benchmark's highest requirement."""
     return table[table["requirement"] == table.groupby("benchmark")["requirement"].transform("max")]
 
 
