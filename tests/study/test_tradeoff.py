@@ -9,7 +9,7 @@ import torch
 
 from pruning.analysis import figures
 from pruning.analysis.tables import titles
-from pruning.control import METHODS
+from pruning.methods import METHODS
 from pruning.files import DamagedFile
 from pruning.masks import masked_layers
 from pruning.study import tradeoff
@@ -194,7 +194,7 @@ def test_no_records_and_no_benchmark_are_one_error_each(tmp_path, monkeypatch, c
 @pytest.mark.parametrize("name", tradeoff.PRUNERS)
 @pytest.mark.parametrize("density", [0.5, 0.1, 0.01])
 def test_a_cut_leaves_what_was_asked_for_and_never_brings_a_synapse_back(name, density):
-    training = prepare("28x28-6c5-16c5-120-84-10", Recipe(), 0.5, None, 0)
+    training = prepare("28x28-6c5-16c5-120-84-10", Recipe(), 0.5, METHODS["unpruned"], 0)
     lots, found = generator(0, 0), masked_layers(training.model)
     cut(training, METHODS[name], 0.7, lots)
     before = {key: layer.mask.clone() for key, layer in found.items()}
