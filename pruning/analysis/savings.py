@@ -19,7 +19,8 @@ from pruning.deploy import storage
 from pruning.files import DamagedFile, write_whole
 from pruning.masks import masked_layers
 from pruning.study import datasets
-from pruning.study.records import ROOT, folder
+from pruning.study.paths import root
+from pruning.study.records import folder
 from pruning.study.runner import Run, Study, StudyError, load
 
 SHOWN = "adaptive-patient"  # the method whose models are committed, as the notebooks have it too
@@ -165,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
             kept = held(tables(study)[1])
             print(f"{len(stored)} models; {kept.sum()} of {len(kept)} keep their requirement with shared weights")
         else:
-            path = ROOT / "README.md"
+            path = root() / "README.md"
             write_whole(path, readme(path.read_text(encoding="utf-8"), study, given.method).encode())
     except (StudyError, DamagedFile, datasets.DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
