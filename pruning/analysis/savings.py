@@ -14,7 +14,8 @@ import pandas as pd
 from torch import nn
 
 from pruning.analysis.measurement import ON_CHIP, TABLES, pruned, write_tables
-from pruning.analysis.tables import KEYS, between, frame, titles
+from pruning.analysis.readme import between
+from pruning.analysis.tables import KEYS, frame, titles
 from pruning.deploy import storage
 from pruning.files import DamagedFile, write_whole
 from pruning.masks import masked_layers

@@ -590,7 +590,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}", help="only these, as a list such as [3]")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args(arguments)
-    from pruning.analysis.tables import readme, write_table
+    from pruning.analysis.readme import readme
+    from pruning.analysis.tables import write_table
 
     try:
         if given.action == "list":

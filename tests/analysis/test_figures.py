@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from types import SimpleNamespace
 
 import matplotlib
@@ -12,7 +13,7 @@ from matplotlib.colors import to_hex
 
 from pruning.analysis import figures
 from pruning.analysis.tables import frame, titles
-from pruning.control import METHODS
+from pruning.methods import METHODS
 from pruning.study import runner as study
 from pruning.study.paths import root
 from pruning.study.progress import progress
@@ -155,8 +156,10 @@ def test_networks_that_are_not_the_reports_have_their_names():
     assert figures.title("mnist-3c", {"mnist-3c": "MNIST"}) == "MNIST, 3 convolutions"
 
 
-def test_every_method_has_a_look_of_its_own():
+def test_every_method_has_a_look_of_its_own_whose_label_begins_with_its_code():
     assert set(METHODS) <= set(figures.LOOKS)
+    for method, look in figures.LOOKS.items():
+        assert re.sub("[^a-z]", "", look.label.split(" (")[0].lower()) == method.replace("-", "")
 
 
 def test_the_benchmarks_table_holds_every_layer(found):

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from pruning.analysis.claims import markdown
-from pruning.analysis.tables import COLUMNS, frame, readme, titles, write_table
-from pruning.methods import METHODS
+from pruning.analysis.readme import readme
+from pruning.analysis.tables import COLUMNS, frame, titles, write_table
 from pruning.files import DamagedFile, load_state, save_state, set_aside, write_whole
 from pruning.masks import density, masked_layers
+from pruning.methods import METHODS
 from pruning.study import runner as study
 from pruning.study.locks import locked
 from pruning.notation import layers
