@@ -69,7 +69,7 @@ def write_tables(study: Study, progress: Callable[[str], None] = print) -> dict[
         raise StudyError(
             f"{len(lacking)} of the {len(records)} pruned models of the study '{study.name}' are missing (such as "
             f"{lacking[0].place('models', '.model')}): they are not committed. Train them with 'make study "
-            f"STUDY={study.name} FRESH=1'; the tables are left as they are"
+            f"STUDY={study.name} FRESH=1'; the tables stay as they are"
         )
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -164,7 +164,7 @@ def quantized(
                 small = fine_tune(small, loss, itertools.islice(stream, UPDATES))
             validated = validate(small)
             if validated > best[2]:
-                # A copy: fine-tuning goes on in place.
+                # A copy: fine-tuning continues in place.
                 best = share_weights(small, clusters), clusters, validated
             if validated >= goal:
                 return best

@@ -31,7 +31,7 @@ def shown(study: Study, method: str = SHOWN) -> list[Run]:
     """Choose the run of each benchmark whose compressed model is kept: the highest requirement, the median seed.
 
     The median is that of the density among the seeds that met the requirement, the sparser of
-    two; a benchmark where none did is left out. The test split is not looked at.
+    two; a benchmark where none did is omitted. The test split is not read.
     """
     chosen = []
     for benchmark in study.benchmarks:

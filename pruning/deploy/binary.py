@@ -39,7 +39,7 @@ class Reader:
         """Read ``count`` bytes."""
         rest = len(self._data) - self._at
         if count > rest:
-            raise StorageError(f"{count} bytes are declared where {rest} are left")
+            raise StorageError(f"{count} bytes are declared where {rest} follow")
         self._at += count
         return self._data[self._at - count : self._at]
 

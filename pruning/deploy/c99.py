@@ -129,7 +129,7 @@ def _conv(stage: Stage, tables: dict[str, np.ndarray]) -> str:
     step = 2 if stage.pool else 1
     used_height, used_width = height_out * step, width_out * step
     # Blocks of this form are what compilers keep in registers; what one sums beyond the end of a
-    # row is never looked at.
+    # row is never read.
     across = 2 * LANES if -(-used_width // LANES) % 2 == 0 else LANES
     fitting = [rows for rows in range(step, used_height + 1, step) if used_height % rows == 0]
     rows = next((rows for rows in fitting if rows * across >= LANES * REGISTERS), used_height)

@@ -1,4 +1,4 @@
-"""The command that makes a pruned network small, and ready for a device.
+"""Make a pruned network small, and ready for a device.
 
     python -m pruning deploy MODEL OUT_DIR [--network NOTATION] [--quantize 8]
 """
@@ -26,24 +26,13 @@ from pruning.notation import input_shape, lenet
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write a network as model.prn, model.onnx and model.c; see ``--help``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pruning deploy", description="Make a pruned network small, and ready for a device."
-    )
-    parser.add_argument("model", type=Path, help="a stored network (.prn), or a state dict of PyTorch")
-    parser.add_argument(
-        "folder", type=Path, metavar="OUT_DIR", help="where model.prn, model.onnx and model.c are written"
-    )
-    parser.add_argument(
-        "--network", metavar="NOTATION", help="what a state dict belongs to, such as 28x28-6c5-16c5-120-84-10"
-    )
-    parser.add_argument("--quantize", type=int, choices=[8], help="8-bit weights in model.c")
-    parser.add_argument(
-        "--clusters",
-        type=int,
-        default=64,
-        metavar="N",
-        help="shared weights per layer in all three files, 0 to keep each weight (default 64)",
-    )
+    parser = argparse.ArgumentParser(prog="python -m pruning deploy", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("model", type=Path, help="a stored network (.prn), or a state dict of PyTorch")
+    add("folder", type=Path, metavar="OUT_DIR", help="where model.prn, model.onnx and model.c are written")
+    add("--network", metavar="NOTATION", help="what a state dict belongs to, such as 28x28-6c5-16c5-120-84-10")
+    add("--quantize", type=int, choices=[8], help="8-bit weights in model.c")
+    add("--clusters", type=int, default=64, metavar="N", help="shared weights per layer, 0 to keep each (default 64)")
     options = parser.parse_args(arguments)
     try:
         model, notation = opened(options.model, options.network)

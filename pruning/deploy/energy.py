@@ -7,7 +7,7 @@
 
 The machine: one multiply-accumulate unit with its accumulator in a register, an on-chip SRAM, and
 DRAM behind it. Every multiply-accumulate reads one weight and one activation from the SRAM. What
-does not fit into the SRAM comes from DRAM, once a classification. Outputs are pooled in passing
+does not fit into the SRAM comes from DRAM, once per classification. Outputs are pooled in passing
 and written to the SRAM once; that, ReLU and filling the SRAM from DRAM are not counted.
 """
 
@@ -80,7 +80,7 @@ class Load:
         return (self.synapses if form == "dense" else self.significant) * self.output_positions
 
     def synapse_bits(self, form: str, weight_bits: int) -> float:
-        """Bits of weights and indices: 32 a weight, ``weight_bits`` where compressed."""
+        """Bits of weights and indices: 32 per weight, ``weight_bits`` where compressed."""
         if form == "dense":
             return 32 * self.synapses
         return self.significant * (weight_bits if form == "compressed" else 32) + self.codes * self.index_bits
@@ -139,7 +139,7 @@ def layer_energies(
     multiply, add = ARITHMETIC_PJ[arithmetic]
     chip_bits = 8 * on_chip
     busy = max(min(load.activation_bits(), chip_bits) for load in loads)
-    # Biases, and shared weights as pruning.deploy.storage has them: float16, one codebook a layer.
+    # Biases, and shared weights as pruning.deploy.storage has them: float16, one codebook per layer.
     beside = [32 * load.biases + (16 * 2**weight_bits if form == "compressed" else 0) for load in loads]
     stored = [load.synapse_bits(form, weight_bits) + bits for load, bits in zip(loads, beside)]
     resident = min(1.0, (chip_bits - busy) / max(1, sum(stored)))

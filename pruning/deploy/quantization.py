@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pruning.masks import MaskedConv2d, MaskedLinear, masked_layers
 
 Batch = TypeVar("Batch")
-MOST = 256  # shared weights a layer: what one byte tells apart
+MOST = 256  # shared weights per layer: what one byte tells apart
 
 
 @torch.no_grad()

@@ -256,7 +256,7 @@ ENTRY = b"\x01\x08a.weight"  # one tensor of that name
         (b"\x00" + ENTRY + b"\x00\x09" + 9 * b"\x01", "at most 8"),
         (b"\x00" + ENTRY + b"\x01\x02\x80\x80\x04\x80\x01", "a.weight: "),
         (b"\x00" + ENTRY + b"\x01\x02\xff\xff\xff\xff\xff\x00\x01", "five bytes"),
-        (b"\x00" + HUGE + ENTRY[1:] + b"\x01\x02\x01\x01", "left"),
+        (b"\x00" + HUGE + ENTRY[1:] + b"\x01\x02\x01\x01", "follow"),
         (b"\x00" + ENTRY + b"\x40\x01\x01", "unknown kind"),
         (b"\x00\x02" + 2 * (ENTRY[1:] + b"\x00\x01\x00"), "one name"),
         (b"\x00\x02" + ENTRY[1:] + b"\x01\x02\x01\x01" + b"\x06a.mask" + b"\x00\x01\x00", "one name"),
