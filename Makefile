@@ -45,7 +45,7 @@ figures: .venv/installed ## render a study's figures from its records, training 
 		$(if $(wildcard data/results/$(STUDY)/storage.csv),6-memory-and-energy 7-deploy)
 
 savings: .venv/installed ## bytes and energy of a study's delivered models, which must be there
-	@$(BIN)/python -m pruning.analysis.savings tables $(STUDY)
+	@$(BIN)/python -m pruning savings tables $(STUDY)
 
 status: .venv/installed ## how far a study is
 	@$(BIN)/python -m pruning.study.runner status $(STUDY)
@@ -68,7 +68,7 @@ bench: .venv/installed ## measure training speed side by side (on a quiet machin
 
 readme: .venv/installed ## put the tables and claims made from the records into README.md
 	@$(BIN)/python -m pruning.study.runner readme report
-	@$(BIN)/python -m pruning.analysis.savings readme report
+	@$(BIN)/python -m pruning savings readme report
 
 notebooks: .venv/installed ## execute the notebooks in place, with their own defaults
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb

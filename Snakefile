@@ -122,7 +122,7 @@ rule savings:
     """Bytes and energy of the delivered models, and the compressed ones that are shown."""
     input: [path for benchmark in STUDY.benchmarks if REMAKE for path in trained(benchmark)]
     output: SAVINGS
-    shell: "python -m pruning.analysis.savings tables {STUDY.name}"
+    shell: "python -m pruning savings tables {STUDY.name}"
 
 
 rule benchmark:

@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 from pruning.accel import convolution
 from pruning.files import load_state, save_state
 from pruning.masks import masked_layers, unmasked
+from pruning.notation import input_shape, layers, lenet
 from pruning.study import datasets
-from pruning.study.networks import input_shape, layers, lenet
 from pruning.study.runner import BENCHMARKS, checked_device, environment
 from pruning.study.training import Recipe, accuracy, batches, prepare, step
 

@@ -59,10 +59,7 @@ def build(paths: Iterable[Path], execute: bool = True) -> str:
     be read or fails.
     """
     exporter = HTMLExporter(
-        template_name="report",
-        extra_template_basedirs=[str(root())],
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
+        template_name="report", extra_template_basedirs=[str(root())], exclude_input_prompt=True, exclude_output_prompt=True
     )
     exporter.register_filter("markdown2html", markdown)
     paths = list(paths)

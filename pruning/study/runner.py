@@ -35,7 +35,7 @@ from pruning.masks import masked_layers
 from pruning.study import datasets
 from pruning.study.hashed import ladder
 from pruning.study.locks import locked
-from pruning.study.networks import layers as network_layers
+from pruning.notation import layers as network_layers
 from pruning.study.paths import find_root, root
 from pruning.study.records import digest, folder, read_record, write_record
 from pruning.study.training import Recipe, Training, accuracy, network, prepare, train

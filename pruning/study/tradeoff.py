@@ -34,8 +34,8 @@ from pruning.schedules import PolynomialSchedule
 from pruning.strategies import Rounds
 from pruning.study import datasets
 from pruning.study.locks import locked
-from pruning.study.networks import Layer
-from pruning.study.networks import layers as network_layers
+from pruning.notation import Layer
+from pruning.notation import layers as network_layers
 from pruning.study.paths import root
 from pruning.study.records import digest, folder, read_record, write_record
 from pruning.study.runner import (

@@ -19,7 +19,7 @@ from torch import nn
 from pruning.accel import convolution
 from pruning.accel.convolution import run, windows
 from pruning.masks import masked, masked_layers
-from pruning.study.networks import input_shape, lenet
+from pruning.notation import input_shape, lenet
 
 NETWORKS = [
     "28x28-6c5-16c5-120-84-10", "28x28-6c3-16c3-36c4-240-120-84-10",

@@ -16,7 +16,7 @@ from pruning.methods import METHODS, Method
 from pruning.schedules import GeometricSchedule, LinearThreshold, PolynomialSchedule
 from pruning.strategies import Ramp, Rounds
 from pruning.study import datasets
-from pruning.study.networks import lenet
+from pruning.notation import lenet
 from pruning.study.training import Recipe, accuracy, batches
 
 ITERATIVE, UNPRUNED = METHODS["iterative"], METHODS["unpruned"]

@@ -8,7 +8,7 @@ from torch import nn
 from pruning import density, masked_layers
 from pruning.study import datasets
 from pruning.study.hashed import HashedConv2d, HashedLinear, hashed, ladder
-from pruning.study.networks import layers, lenet
+from pruning.notation import layers, lenet
 from pruning.study.records import read_record
 from pruning.study.runner import Run, Settings, perform
 from pruning.study.training import Recipe, accuracy

@@ -20,7 +20,7 @@ from pruning.masks import density, masked_layers
 from pruning.methods import METHODS
 from pruning.study import runner as study
 from pruning.study.locks import locked
-from pruning.study.networks import layers
+from pruning.notation import layers
 from pruning.study.records import digest, folder, read_record, records, write_record
 from pruning.study.runner import (
     BENCHMARKS,

@@ -13,7 +13,7 @@ from pruning.methods import METHODS
 from pruning.files import DamagedFile
 from pruning.masks import masked_layers
 from pruning.study import tradeoff
-from pruning.study.networks import layers
+from pruning.notation import layers
 from pruning.study.records import read_record
 from pruning.study.runner import BENCHMARKS, StudyError, names
 from pruning.study.tradeoff import (
