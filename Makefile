@@ -12,6 +12,10 @@ SNAKEMAKE = snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DEVICE)
 .DEFAULT_GOAL := help
 .PHONY: help install study figures savings status tradeoff report bench readme notebooks lab test clean
 
+.PHONY: lint docs
+# What `__all__` of the package does not list is named, that it gets a page; what begins with _ gets none.
+MODULES = $(subst /,.,$(basename $(wildcard pruning/*.py)) $(patsubst %/__init__.py,%,$(wildcard pruning/*/__init__.py)))
+
 help: ## this text
 	@echo "make study                 the digits study: trains, then renders every figure (a few minutes)"
 	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (one to two hours on 2 cores)"
@@ -73,6 +77,15 @@ lab: .venv/installed ## open the notebooks in JupyterLab
 
 test: .venv/installed ## the tests of the package and of every notebook
 	@$(BIN)/python -m pytest
+
+lint: .venv/installed ## style, types and the contract on imports, changing nothing
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
+
+docs: .venv/installed ## the API's pages from the docstrings, build/docs/index.html
+	@$(BIN)/python -m pdoc --output-directory build/docs pruning $(MODULES) '!pruning\.(.*\.)?_'
 
 clean: ## remove the environment and scratch files; data and results stay
 	rm -rf .venv .snakemake .pytest_cache .ruff_cache *.egg-info build data/results/*/work
