@@ -84,7 +84,8 @@ lint: .venv/installed ## style, types and the contract on imports, changing noth
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
 
-docs: .venv/installed ## the API's pages from the docstrings, build/docs/index.html
+docs: .venv/installed ## docs/methods.md from METHODS, and the API's pages from the docstrings: build/docs/index.html
+	@$(BIN)/python docs/methods.py
 	@$(BIN)/python -m pdoc --output-directory build/docs pruning $(MODULES) '!pruning\.(.*\.)?_'
 
 clean: ## remove the environment and scratch files; data and results stay

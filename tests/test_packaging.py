@@ -131,7 +131,7 @@ def test_the_bare_wheel_prunes_a_network(bare, tmp_path):
     # Everything that came in with the package is torch's, the package's core or Python's own.
     assert "/site-packages/pruning/" in done["file"]
     own = {name for name in done["modules"] if name.startswith("pruning.")}
-    assert own == {f"pruning.{path.stem}" for path in ROOT.glob("pruning/*.py")} & own
+    assert own <= {f"pruning.{path.stem}" for path in ROOT.glob("pruning/*.py")}
     assert {name.partition(".")[0] for name in done["modules"]} <= set(sys.stdlib_module_names) | {"pruning", "torch"}
 
 
@@ -140,8 +140,7 @@ import json, sys, torch
 import torch._dynamo  # optimizers load it with what it needs in turn
 before = set(sys.modules)
 import pruning
-from pruning import masked
-from pruning.control import METHODS, PruneControl
+from pruning import METHODS, PruneControl, masked
 
 torch.manual_seed(0)
 images = torch.randn(512, 20)
