@@ -1,7 +1,7 @@
 """Compensation: what the weights that stay must change by, so that the outputs survive a pruning.
 
     jacobian = Jacobian(model, [images])     # how the outputs depend on every weight
-    jacobian.compensated(keep, [model])      # prune to the masks keep, and change what stays
+    jacobian.compensate(keep, [model])      # prune to the masks keep, and change what stays
 
 A network's outputs are taken as linear in its weights around where it stands, as Optimal Brain
 Surgeon does with the loss (Hassibi and Stork 1993). Cutting synapses moves the outputs of some images by
@@ -77,7 +77,7 @@ class Jacobian:
         return other
 
     @torch.no_grad()
-    def compensated(self, keep: Mapping[str, Tensor], models: Iterable[nn.Module], damping: float = 0.1) -> None:
+    def compensate(self, keep: Mapping[str, Tensor], models: Iterable[nn.Module], damping: float = 0.1) -> None:
         """Prune every model in place to the masks ``keep`` (by layer, bool, shape of the weight) and change what stays.
 
         The models have the masks the Jacobian was made with, and ``keep`` lies within them.

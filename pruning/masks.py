@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class _Masked:
+class Masked:
     """What both masked layers share; ``mask`` is a bool buffer of the weight's shape.
 
     A layer whose ``dense_gradient`` is set tells in ``dense_grad``, after a backward pass, the
@@ -53,10 +53,10 @@ class _Masked:
         As ``grad`` does, ``dense_grad`` sums up until it is set to None.
         """
         if self.dense_gradient and weight.requires_grad:
-            weight.register_hook(self._take)
+            weight.register_hook(self._accumulate_grad)
         return weight
 
-    def _take(self, gradient: Tensor) -> None:
+    def _accumulate_grad(self, gradient: Tensor) -> None:
         gradient = gradient.detach()
         self.dense_grad = gradient if self.dense_grad is None else self.dense_grad + gradient
 
@@ -103,7 +103,7 @@ class _Masked:
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class MaskedLinear(_Masked, nn.Linear):
+class MaskedLinear(Masked, nn.Linear):
     """``nn.Linear`` with a mask; input [..., in], output [..., out], weight and mask [out, in]."""
 
     def __init__(self, *args, **kwargs):
@@ -114,7 +114,7 @@ class MaskedLinear(_Masked, nn.Linear):
         return F.linear(input, self.effective_weight(), self.bias)
 
 
-class MaskedConv2d(_Masked, nn.Conv2d):
+class MaskedConv2d(Masked, nn.Conv2d):
     """``nn.Conv2d`` with a mask; weight and mask [out, in / groups, height, width]."""
 
     def __init__(self, *args, **kwargs):
@@ -176,7 +176,7 @@ def unmasked(model: nn.Module) -> nn.Module:
     return _replaced(model, _PLAIN, plain)
 
 
-def masked_layers(model: nn.Module) -> dict[str, MaskedLinear | MaskedConv2d]:
+def masked_layers(model: nn.Module) -> dict[str, Masked]:
     """The masked layers by their qualified name, in the model's order, shared ones once."""
     return dict(_walk(model))
 
@@ -190,7 +190,7 @@ def density(model: nn.Module) -> float:
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, layer) for name, layer in model.named_modules() if isinstance(layer, _Masked))
+    return ((name, layer) for name, layer in model.named_modules() if isinstance(layer, Masked))
 
 
 def _rebuilt(layer: nn.Module, cls: type[nn.Module]) -> nn.Module:

@@ -12,6 +12,7 @@ initialisation with the same recipe until the requirement is met. A study takes 
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -19,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.masks import _Masked, masked_layers
-from pruning.schedule import Ladder
+from pruning.masks import Masked, masked_layers
+from pruning.methods import METHODS
+from pruning.schedules import GeometricSchedule
 from pruning.study.datasets import Dataset
 from pruning.study.networks import lenet
 from pruning.study.training import WEIGHTS, Recipe, Training, assembled, generator, prepare, train
@@ -28,7 +30,7 @@ from pruning.study.training import WEIGHTS, Recipe, Training, assembled, generat
 HASHED = 3  # the purpose of a random generator, beside those of ``training``
 
 
-class _Hashed(_Masked):
+class _Hashed(Masked):
     """What both hashed layers share: ``weight`` and ``mask`` [weights], and each connection's index and sign.
 
     ``index`` (int64) and ``sign`` (+1 or -1) have the shape of the virtual weight; they follow
@@ -122,12 +124,12 @@ def ladder(
     counts, and a density is that of stored weights to connections. ``given`` goes on to ``train``.
     """
     dense = best = train(
-        prepare(notation, recipe, requirement, None, seed, dataset.train.images.device, budget=budget),
+        prepare(notation, recipe, requirement, METHODS["unpruned"], seed, dataset.train.images.device, budget=budget),
         dataset, recipe, seed, **given,
     )
-    schedule, events, spent, seconds = Ladder(keep), list(dense.control.events), dense.iteration, dense.seconds
-    origin = {"average": dense.average.state_dict()}
-    total, start, met, rung, action = dense.control.synapses, dense.control.start, dense.control.best, 0, None
+    schedule, events, spent, seconds = GeometricSchedule(keep), list(dense.control.events), dense.iteration, dense.seconds
+    origin = {"average": copy.deepcopy(dense.average.state_dict())}
+    total, start, met, rung, action = dense.control.pruner.synapses, dense.control.start, dense.control.best, 0, None
     while action is None and met:
         rung += 1
         allowed = min(start + patience * recipe.interval, budget - spent)
@@ -137,10 +139,10 @@ def ladder(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
             model = hashed(lenet(notation), schedule.amount(rung), seed).to(dataset.train.images.device)
-        training = train(assembled(model, recipe, requirement, None, seed, budget=allowed), dataset, recipe, seed, **given)
+        training = train(assembled(model, recipe, requirement, METHODS["unpruned"], seed, budget=allowed), dataset, recipe, seed, **given)
         control, layers = training.control, masked_layers(model)
         parts = {name: layer.synapses / layer.connections for name, layer in layers.items()}
-        density = control.synapses / total
+        density = control.pruner.synapses / total
         events += [
             replace(event, iteration=spent + event.iteration, density=density, densities=parts, action="wait")
             for event in control.events
@@ -153,6 +155,7 @@ def ladder(
     if action:
         events[-1] = replace(events[-1], action=action)
     control = best.control
-    control.events, control.start, control.best, control.origin = events, start, met, origin
+    control.events, control.start, control.best = events, start, met
+    control.pruner.checkpoints["dense"] = origin
     best.iteration, best.seconds = spent, seconds
     return best

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pruning import __version__
 from pruning.accel import convolution
-from pruning.control import METHODS
+from pruning.methods import METHODS
 from pruning.files import DamagedFile, locked, save_state, set_aside, write_whole
 from pruning.masks import masked_layers
 from pruning.study import datasets
@@ -392,8 +392,8 @@ def _record(run: Run, dataset: datasets.Dataset, training: Training, device: tor
     control, best = training.control, training.control.best
     delivered = control.delivered()
     dense = network(run.network, run.seed)
-    if control.origin is not None:
-        dense.load_state_dict(control.origin["average"])
+    if "dense" in control.pruner.checkpoints:
+        dense.load_state_dict(control.pruner.checkpoints["dense"]["average"])
     before = masked_layers(dense)
     table = network_layers(run.network)
     found = masked_layers(delivered)

@@ -26,11 +26,12 @@ import torch
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from pruning import saliency
-from pruning.control import METHODS, Method
+from pruning import allocation
+from pruning.methods import METHODS, Method
 from pruning.files import DamagedFile, load_state, locked, save_state, set_aside, write_whole
 from pruning.masks import masked_layers
-from pruning.schedule import Cubic, Rising
+from pruning.schedules import PolynomialSchedule
+from pruning.strategies import Rounds
 from pruning.study import datasets
 from pruning.study.networks import Layer
 from pruning.study.networks import layers as network_layers
@@ -241,7 +242,7 @@ def _pruned(curve: Curve, dataset: datasets.Dataset, device: torch.device, warn:
     training, before = _dense(curve, dataset, device, warn), 1.0
     stream = batches(dataset, recipe, curve.seed, plan.dense)
     for number, ratio in enumerate(plan.ratios, start=1):
-        if method.rewind:
+        if getattr(method.strategy, "from_dense", False):
             training, length = _dense(curve, dataset, device, warn), number * plan.stage
             stream, steps = batches(dataset, recipe, curve.seed, plan.dense), {0: 1 / ratio}
         else:
@@ -258,7 +259,7 @@ def _small(curve: Curve, dataset: datasets.Dataset, device: torch.device, warn: 
     recipe, plan = curve.settings.recipe, curve.plan
     for number, ratio in enumerate(plan.ratios, start=1):
         notation = scaled(curve.network, ratio)
-        training = prepare(notation, recipe, 0.5, None, curve.seed, device)
+        training = prepare(notation, recipe, 0.5, METHODS["unpruned"], curve.seed, device)
         stream = batches(dataset, recipe, curve.seed)
         for _ in range(plan.dense + number * plan.stage):
             step(training, recipe, *next(stream))
@@ -285,7 +286,7 @@ def _scan(curve: Curve, dataset: datasets.Dataset, device: torch.device, warn: C
             model = copy.deepcopy(average)
             layer = {part.name: masked_layers(model)[part.name]}
             scores = {part.name: layer[part.name].weight.abs()}
-            threshold = saliency.uniform(layer, scores, {part.name: density})[part.name]
+            threshold = allocation.uniform(layer, scores, {part.name: density})[part.name]
             layer[part.name].prune(scores[part.name] > threshold)
             yield place | {"density": density, "validation_accuracy": accuracy(model, dataset.validation)}
 
@@ -295,7 +296,7 @@ def _dense(curve: Curve, dataset: datasets.Dataset, device: torch.device, warn: 
     recipe = curve.settings.recipe
     path = folder(curve.study) / "work" / f"dense-{curve.benchmark}-{curve.seed}-{device.type}.state"
     owner = f"{curve.dense_key} {dataset.fingerprint}"
-    training = prepare(curve.network, recipe, 0.5, None, curve.seed, device)
+    training = prepare(curve.network, recipe, 0.5, METHODS["unpruned"], curve.seed, device)
     with locked(path.with_suffix(".lock")):
         try:
             training.load_state_dict(load_state(path, owner, device))
@@ -309,7 +310,7 @@ def _dense(curve: Curve, dataset: datasets.Dataset, device: torch.device, warn: 
             step(training, recipe, *next(stream))
         save_state(path, training.state_dict(), owner)
     # As whoever joins later finds it: what is loaded has other memory, and must have the same numbers.
-    training = prepare(curve.network, recipe, 0.5, None, curve.seed, device)
+    training = prepare(curve.network, recipe, 0.5, METHODS["unpruned"], curve.seed, device)
     training.load_state_dict(load_state(path, owner, device))
     return training
 
@@ -322,10 +323,10 @@ def prunings(method: Method, before: float, after: float, stage: int, rounds: in
     ``STEPS`` cuts along a cubic (Zhu and Gupta 2017).
     """
     half = stage // 2
-    if method.schedule.paced == "rounds":
+    if isinstance(method.strategy, Rounds):
         times = [half * number // (rounds - 1) for number in range(rounds)] if rounds > 1 else [0]
         return {time: before * (after / before) ** ((number + 1) / rounds) for number, time in enumerate(times)}
-    fall = Cubic(after / before)
+    fall = PolynomialSchedule(after / before)
     return {half * number // STEPS: before * fall.amount(number / STEPS) for number in range(1, STEPS + 1)}
 
 
@@ -338,18 +339,18 @@ def cut(training: Training, method: Method, density: float, lots: torch.Generato
     """
     layers = masked_layers(training.model)
     scores = {name: method.criterion(layer, lots) for name, layer in layers.items()}
-    if isinstance(method.schedule, Rising):
+    if method.allocation is allocation.std_threshold:
         thresholds = _thresholds(method, layers, scores, density)
     else:
         thresholds = method.allocation(layers, scores, dict.fromkeys(layers, density))
     for name, layer in layers.items():
-        training.control.set_mask(name, layer.mask & (scores[name] > thresholds[name]))
+        training.control.pruner.set_mask(name, layer.mask & (scores[name] > thresholds[name]))
 
 
 def _thresholds(method: Method, layers: dict, scores: dict, density: float) -> dict[str, float]:
     wanted = round(density * sum(layer.synapses for layer in layers.values()))
     paces = {
-        name: method.convolution_pace if layer.weight.ndim == 4 else 1.0 for name, layer in layers.items()
+        name: method.strategy.convolution_pace if layer.weight.ndim == 4 else 1.0 for name, layer in layers.items()
     }
     low, high = 0.0, 1.0
 

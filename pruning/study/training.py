@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.accel import convolution
-from pruning.control import Event, Method, PruneControl
+from pruning.control import Event, PruneControl
+from pruning.methods import Method
 from pruning.files import DamagedFile, load_state, save_state, set_aside
 from pruning.masks import masked
 from pruning.study.datasets import Dataset, Split
@@ -147,7 +148,7 @@ class Training:
 
 
 def prepare(
-    notation: str, recipe: Recipe, requirement: float, method: Method | None, seed: int,
+    notation: str, recipe: Recipe, requirement: float, method: Method, seed: int,
     device: torch.device | str = "cpu", **limits,
 ) -> Training:
     """A training before its first iteration; ``limits`` are the control's patience, budget and ramp."""
@@ -155,7 +156,7 @@ def prepare(
 
 
 def assembled(
-    model: nn.Module, recipe: Recipe, requirement: float, method: Method | None, seed: int, **limits
+    model: nn.Module, recipe: Recipe, requirement: float, method: Method, seed: int, **limits
 ) -> Training:
     """``prepare`` for a model of masked layers that is there already."""
     average = copy.deepcopy(model).requires_grad_(False)

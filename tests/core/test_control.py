@@ -9,17 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruning import density, masked, masked_layers, saliency
-from pruning.control import METHODS, Method, PruneControl
-from pruning.schedule import Cubic, Ladder, Rising
+from pruning import density, masked, masked_layers
+from pruning import allocation, criteria
+from pruning.control import PruneControl
+from pruning.methods import METHODS, Method
+from pruning.schedules import GeometricSchedule, LinearThreshold, PolynomialSchedule
+from pruning.strategies import Ramp, Rounds
 from pruning.study import datasets
 from pruning.study.networks import lenet
 from pruning.study.training import Recipe, accuracy, batches
 
-ITERATIVE = METHODS["iterative"]
-LADDER = Method(saliency.magnitude, saliency.across, Ladder(0.5))
-REWIND = Method(saliency.magnitude, saliency.across, Ladder(0.5), rewind=True)
-GRADUAL = Method(saliency.magnitude, saliency.across, Cubic(0.1))
+ITERATIVE, UNPRUNED = METHODS["iterative"], METHODS["unpruned"]
+LADDER = Method(criteria.magnitude, allocation.global_threshold, Rounds(GeometricSchedule(0.5)))
+REWIND = Method(criteria.magnitude, allocation.global_threshold, Rounds(GeometricSchedule(0.5), from_dense=True))
+GRADUAL = Method(criteria.magnitude, allocation.global_threshold, Ramp(PolynomialSchedule(0.1)))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,11 +66,11 @@ def linear(*weights):
 
 
 def test_magnitude():
-    assert saliency.magnitude(linear(-3.0, 0.5, 2.0), torch.Generator()).tolist() == [[3.0, 0.5, 2.0]]
+    assert criteria.magnitude(linear(-3.0, 0.5, 2.0), torch.Generator()).tolist() == [[3.0, 0.5, 2.0]]
 
 
 def test_random_scores_follow_from_the_generator_alone():
-    first, again, other = (saliency.random(linear(*range(50)), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    first, again, other = (criteria.random(linear(*range(50)), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert first.shape == (1, 50) and first.min() >= 0 and first.max() < 1
     assert torch.equal(first, again) and not torch.equal(first, other)
 
@@ -75,13 +78,13 @@ def test_random_scores_follow_from_the_generator_alone():
 def test_thresholds_by_deviation_by_hand():
     # Deviations: of (1, -1, 3, -3) the root of (1 + 1 + 9 + 9) / 4; of (2, 4) one.
     layers = {"a": linear(1.0, -1.0, 3.0, -3.0), "b": linear(2.0, 4.0)}
-    found = saliency.by_deviation(layers, {}, {"a": 0.5, "b": 3.0})
+    found = allocation.std_threshold(layers, {}, {"a": 0.5, "b": 3.0})
     assert found == pytest.approx({"a": 0.5 * math.sqrt(5), "b": 3.0})
     layers["a"].prune(torch.tensor([[True, False, True, True]]))  # left: 1, 3, -3 of mean 1/3
     expected = statistics.pstdev([1, 3, -3])
-    assert saliency.by_deviation(layers, {}, {"a": 1, "b": 1})["a"] == pytest.approx(expected)
+    assert allocation.std_threshold(layers, {}, {"a": 1, "b": 1})["a"] == pytest.approx(expected)
     layers["a"].prune(torch.zeros(1, 4, dtype=torch.bool))
-    assert saliency.by_deviation(layers, {}, {"a": 1, "b": 1})["a"] == math.inf
+    assert allocation.std_threshold(layers, {}, {"a": 1, "b": 1})["a"] == math.inf
 
 
 def kept(layers, scores, thresholds):
@@ -92,7 +95,7 @@ def kept(layers, scores, thresholds):
 def test_uniform_keeps_exact_counts(amount, count):
     layers = {"a": linear(*range(1, 11)), "b": linear(*range(101, 111))}
     scores = {name: layer.weight.detach().abs() for name, layer in layers.items()}
-    thresholds = saliency.uniform(layers, scores, dict.fromkeys(layers, amount))
+    thresholds = allocation.uniform(layers, scores, dict.fromkeys(layers, amount))
     assert kept(layers, scores, thresholds) == {"a": count, "b": count}
     assert thresholds["a"] == (10 - count if count < 10 else -math.inf)
 
@@ -100,16 +103,16 @@ def test_uniform_keeps_exact_counts(amount, count):
 def test_across_takes_the_best_of_all_layers():
     layers = {"a": linear(*range(1, 11)), "b": linear(*range(101, 111))}
     scores = {name: layer.weight.detach().abs() for name, layer in layers.items()}
-    assert saliency.across(layers, scores, {"a": 0.6, "b": 0.6}) == {"a": 8.0, "b": 8.0}
-    assert kept(layers, scores, saliency.across(layers, scores, {"a": 0.5, "b": 0.1})) == {"a": 0, "b": 6}
+    assert allocation.global_threshold(layers, scores, {"a": 0.6, "b": 0.6}) == {"a": 8.0, "b": 8.0}
+    assert kept(layers, scores, allocation.global_threshold(layers, scores, {"a": 0.5, "b": 0.1})) == {"a": 0, "b": 6}
 
 
 def test_densities_count_what_is_pruned_already():
     layers = {"a": linear(*range(1, 11))}
     layers["a"].prune(torch.arange(1, 11)[None] > 4)
     scores = {"a": torch.arange(10, 0, -1.0)[None]}  # the pruned ones score best, and stay out
-    for allocation in (saliency.uniform, saliency.across):
-        thresholds = allocation(layers, scores, {"a": 0.4})
+    for allocate in (allocation.uniform, allocation.global_threshold):
+        thresholds = allocate(layers, scores, {"a": 0.4})
         layer = copy.deepcopy(layers["a"])
         layer.prune(scores["a"] > thresholds["a"])
         assert layer.significant == 4 and not layer.mask[0, :4].any()
@@ -118,18 +121,18 @@ def test_densities_count_what_is_pruned_already():
 def test_ties_at_the_threshold_go_together():
     layers = {"a": linear(1.0, 2.0, 2.0, 2.0, 3.0)}
     scores = {"a": layers["a"].weight.detach().abs()}
-    assert kept(layers, scores, saliency.uniform(layers, scores, {"a": 0.6})) == {"a": 1}
-    assert kept(layers, scores, saliency.uniform(layers, scores, {"a": 0.8})) == {"a": 4}
+    assert kept(layers, scores, allocation.uniform(layers, scores, {"a": 0.6})) == {"a": 1}
+    assert kept(layers, scores, allocation.uniform(layers, scores, {"a": 0.8})) == {"a": 4}
 
 
 # Schedules
 
 
 def test_schedules_are_pure_functions():
-    assert [Rising(0.1).amount(n) for n in (0, 1, 2.5)] == pytest.approx([0, 0.1, 0.25])
-    assert [Ladder(0.7).amount(n) for n in (0, 1, 2, 0.5)] == pytest.approx([1, 0.7, 0.49, math.sqrt(0.7)])
-    for schedule in (Rising(), Ladder(), Cubic()):
-        assert schedule.amount(0) == (0 if isinstance(schedule, Rising) else 1)
+    assert [LinearThreshold(0.1).amount(n) for n in (0, 1, 2.5)] == pytest.approx([0, 0.1, 0.25])
+    assert [GeometricSchedule(0.7).amount(n) for n in (0, 1, 2, 0.5)] == pytest.approx([1, 0.7, 0.49, math.sqrt(0.7)])
+    for schedule in (LinearThreshold(), GeometricSchedule(), PolynomialSchedule()):
+        assert schedule.amount(0) == (0 if isinstance(schedule, LinearThreshold) else 1)
         assert schedule.amount(0.3) == schedule.amount(0.3)
         with pytest.raises(AttributeError):
             schedule.rate = 1
@@ -139,14 +142,14 @@ def test_cubic_against_zhu_and_gupta():
     # s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (n dt))^3 with sparsity s from 0 to 0.8 over 100 steps
     for t in (0, 25, 50, 100):
         sparsity = 0.8 + (0 - 0.8) * (1 - t / 100) ** 3
-        assert Cubic(0.2).amount(t / 100) == pytest.approx(1 - sparsity)
-    assert Cubic(0.2).amount(0.25) == pytest.approx(0.5375)  # 0.2 + 0.8 x 27/64
-    assert Cubic(0.2).amount(1.5) == pytest.approx(0.2)
+        assert PolynomialSchedule(0.2).amount(t / 100) == pytest.approx(1 - sparsity)
+    assert PolynomialSchedule(0.2).amount(0.25) == pytest.approx(0.5375)  # 0.2 + 0.8 x 27/64
+    assert PolynomialSchedule(0.2).amount(1.5) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("make", [
-    lambda: Rising(0), lambda: Rising(-0.1), lambda: Rising(math.nan), lambda: Ladder(0), lambda: Ladder(1),
-    lambda: Ladder(math.nan), lambda: Cubic(0), lambda: Cubic(1), lambda: Cubic(-0.1),
+    lambda: LinearThreshold(0), lambda: LinearThreshold(-0.1), lambda: LinearThreshold(math.nan), lambda: GeometricSchedule(0), lambda: GeometricSchedule(1),
+    lambda: GeometricSchedule(math.nan), lambda: PolynomialSchedule(0), lambda: PolynomialSchedule(1), lambda: PolynomialSchedule(-0.1),
 ])
 def test_bad_schedules(make):
     with pytest.raises(ValueError, match=r"must (be positive|lie between 0 and 1), got"):
@@ -162,12 +165,12 @@ def test_pruning_starts_when_the_requirement_is_met_and_a_round_needs_it_again()
     assert actions(events) == ["wait", "wait", "prune", "wait", "wait", "prune"]
     assert [event.phase for event in events] == ["train", "train", "train", "recover", "recover", "recover"]
     assert [event.thresholds is not None for event in events] == [False, False, True, False, False, True]
-    assert (control.start, control.round, control.missed) == (30, 2, 0)
+    assert (control.start, control.pruner.round, control.missed) == (30, 2, 0)
     assert [event.iteration for event in events] == [10, 20, 30, 40, 50, 60]
     densities = [event.density for event in events]
     assert densities[:3] == [1, 1, 1]  # what was evaluated, before it was pruned
-    assert 1 > densities[3] == densities[4] == densities[5] > control.density
-    assert events[-1].densities == control.densities()
+    assert 1 > densities[3] == densities[4] == densities[5] > control.pruner.density
+    assert events[-1].densities == control.pruner.densities()
     assert not control.finished and not events[-1].finished
 
 
@@ -175,13 +178,13 @@ def test_thresholds_rise_layer_by_layer_at_their_own_rate():
     model = tiny()
     layers = masked_layers(model)
     control = PruneControl(model, 0.5)
-    assert control.rates == pytest.approx({"0": 0.05, "2": 0.1})  # convolutions at half the pace
+    assert control.strategy.rates(control.pruner) == pytest.approx({"0": 0.05, "2": 0.1})  # convolutions at half the pace
     for number in range(1, 6):
         deviations = {name: layer.weight.detach()[layer.mask].std(correction=0) for name, layer in layers.items()}
         thresholds = control.update(number, 0.9).thresholds
-        assert control.round >= number
-        assert thresholds["0"] == pytest.approx(0.05 * control.round * float(deviations["0"]))
-        assert thresholds["2"] == pytest.approx(0.1 * control.round * float(deviations["2"]))
+        assert control.pruner.round >= number
+        assert thresholds["0"] == pytest.approx(0.05 * control.pruner.round * float(deviations["0"]))
+        assert thresholds["2"] == pytest.approx(0.1 * control.pruner.round * float(deviations["2"]))
         for name, layer in layers.items():
             left = layer.weight.detach()[layer.mask].abs()
             assert left.min() > thresholds[name]
@@ -190,18 +193,18 @@ def test_thresholds_rise_layer_by_layer_at_their_own_rate():
 
 def test_a_round_cuts_something():
     model = tiny()
-    control = PruneControl(model, 0.5, Method(saliency.magnitude, saliency.by_deviation, Rising(1e-4)))
-    before = control.density
+    control = PruneControl(model, 0.5, Method(criteria.magnitude, allocation.std_threshold, Rounds(LinearThreshold(1e-4))))
+    before = control.pruner.density
     control.update(1, 0.9)
-    assert control.density < before and control.round > 1
+    assert control.pruner.density < before and control.pruner.round > 1
 
 
 def test_paces_by_name():
     control = PruneControl(tiny(), 0.5, paces={"0": 2.0})
-    assert control.rates == pytest.approx({"0": 0.2, "2": 0.1})
+    assert control.strategy.rates(control.pruner) == pytest.approx({"0": 0.2, "2": 0.1})
     control = PruneControl(tiny(), 0.5, paces={"0": 0})
     drive(control, [0.9] * 5)
-    assert control.densities()["0"] == 1 > control.densities()["2"]
+    assert control.pruner.densities()["0"] == 1 > control.pruner.densities()["2"]
     with pytest.raises(ValueError, match=r"no masked layer \['fc9'\]; the layers are \['0', '2'\]"):
         PruneControl(tiny(), 0.5, paces={"fc9": 1})
     for pace in (-1, math.nan, math.inf):
@@ -211,11 +214,11 @@ def test_paces_by_name():
 
 def test_a_slow_recovery_halves_the_rates():
     control = PruneControl(tiny(), 0.8, patience=4)
-    rates = control.rates
+    rates = control.strategy.rates(control.pruner)
     drive(control, [0.9, 0.1, 0.1, 0.9])
-    assert control.rates == pytest.approx(rates)  # two missed of four: not slower than half
+    assert control.strategy.rates(control.pruner) == pytest.approx(rates)  # two missed of four: not slower than half
     drive(control, [0.1, 0.1, 0.1, 0.9], first=5)
-    assert control.rates == pytest.approx({name: rate / 2 for name, rate in rates.items()})
+    assert control.strategy.rates(control.pruner) == pytest.approx({name: rate / 2 for name, rate in rates.items()})
 
 
 def test_stop_by_patience():
@@ -227,12 +230,12 @@ def test_stop_by_patience():
         control.update(100, 0.9)
 
 
-@pytest.mark.parametrize("method", [None, ITERATIVE, GRADUAL])
+@pytest.mark.parametrize("method", [UNPRUNED, ITERATIVE, GRADUAL])
 def test_stop_by_budget_without_the_requirement_met(method):
     control = PruneControl(tiny(), 0.99, method, budget=35)
     events = drive(control, [0.5, 0.6, 0.7, 0.8])
     assert actions(events) == ["wait", "wait", "wait", "budget spent"]
-    assert not control.reached and control.start is None and control.density == 1
+    assert not control.reached and control.start is None and control.pruner.density == 1
     assert density(control.delivered()) == 1
 
 
@@ -251,8 +254,8 @@ def test_stop_when_nothing_is_left(name):
             break
         assert iteration < 500
     assert control.events[-1].action == "nothing left to prune"
-    assert control.density * 114 <= 2
-    assert density(control.delivered()) == control.density
+    assert control.pruner.density * 114 <= 2
+    assert density(control.delivered()) == control.pruner.density
 
 
 def test_a_layer_that_cannot_be_pruned_does_not_keep_it_from_ending():
@@ -260,16 +263,16 @@ def test_a_layer_that_cannot_be_pruned_does_not_keep_it_from_ending():
     with torch.no_grad():
         model[0].weight.fill_(0.5)  # no deviation, so that its threshold does not rise
     control = PruneControl(model, 0.5, paces={"2": 0})
-    assert control.update(1, 0.9).action == "nothing left to prune" and control.density == 1
+    assert control.update(1, 0.9).action == "nothing left to prune" and control.pruner.density == 1
 
 
 def test_stop_when_the_ramp_is_completed():
     control = PruneControl(tiny(), 0.8, GRADUAL, ramp=40)
     events = drive(control, [0.1, 0.9, 0.1, 0.9, 0.9, 0.1, 0.1, 0.9])
     assert actions(events) == ["wait", "wait", "prune", "prune", "prune", "prune", "wait", "ramp completed"]
-    expected = [1.0] * 3 + [round(114 * Cubic(0.1).amount(part)) / 114 for part in (0.25, 0.5, 0.75, 1, 1)]
+    expected = [1.0] * 3 + [round(114 * PolynomialSchedule(0.1).amount(part)) / 114 for part in (0.25, 0.5, 0.75, 1, 1)]
     assert [event.density for event in events] == pytest.approx(expected)
-    assert control.best["iteration"] == 80 and control.rates == {}
+    assert control.best["iteration"] == 80
 
 
 def test_gradual_gives_up_as_well():
@@ -278,11 +281,10 @@ def test_gradual_gives_up_as_well():
 
 
 def test_unpruned_stops_at_the_requirement():
-    control = PruneControl(tiny(), 0.8, None)
+    control = PruneControl(tiny(), 0.8, UNPRUNED)
     events = drive(control, [0.7, 0.8])
     assert actions(events) == ["wait", "requirement met"]
     assert control.start == control.best["iteration"] == 20 and density(control.delivered()) == 1
-    assert control.rates == {}
 
 
 def test_delivered_is_the_sparsest_that_met_the_requirement():
@@ -292,10 +294,10 @@ def test_delivered_is_the_sparsest_that_met_the_requirement():
     states, found = [], [0.9, 0.85, 0.1, 0.82, 0.3, 0.2, 0.1, 0.0]
     for number, value in enumerate(found):
         step(model, optimizer, number)
-        states.append((control.density, copy.deepcopy(model.state_dict())))
+        states.append((control.pruner.density, copy.deepcopy(model.state_dict())))
         control.update(number, value)
     assert control.finished and control.events[-1].action == "not recovered"
-    assert control.density < control.best["density"] == states[3][0] < states[1][0]
+    assert control.pruner.density < control.best["density"] == states[3][0] < states[1][0]
     assert (control.best["iteration"], control.best["accuracy"]) == (3, 0.82)
     delivered = control.delivered()
     assert delivered is not model and density(delivered) == states[3][0]
@@ -323,7 +325,7 @@ def test_oneshot_rewinds_to_the_dense_weights_in_each_round():
     origin = copy.deepcopy([model.state_dict(), average.state_dict(), optimizer.state_dict()])
     for number in range(1, 4):
         control.update(number, 0.9)
-        assert control.density == pytest.approx(0.5**number, abs=0.01)
+        assert control.pruner.density == pytest.approx(0.5**number, abs=0.01)
         for net, dense in ((model, origin[0]), (average, origin[1])):
             for name, layer in masked_layers(net).items():
                 assert torch.equal(layer.weight, torch.where(layer.mask, dense[f"{name}.weight"], 0))
@@ -360,21 +362,21 @@ def test_stored_weights_stay_zero_as_the_momentum_is_cleared(make, method):
                 assert torch.equal(layer.mask, model.get_submodule(name).mask)
         if number % 3 == 0:
             control.update(number, 0.9)
-    assert 0 < control.density < 1
+    assert 0 < control.pruner.density < 1
     assert density(control.delivered()) == control.events[-1].density
     assert torch.equal(control.delivered().state_dict()["2.weight"], control.best["model"]["2.weight"])
 
 
 def test_the_average_is_what_is_delivered_and_must_fit():
     model = tiny()
-    control = PruneControl(model, 0.8, None, average=tiny(seed=1))
+    control = PruneControl(model, 0.8, UNPRUNED, average=tiny(seed=1))
     control.update(1, 0.9)
     assert torch.equal(control.delivered()[2].weight, tiny(seed=1)[2].weight)
     with pytest.raises(ValueError, match="average must be a masked copy"):
         PruneControl(model, 0.8, average=nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("method", [ITERATIVE, LADDER, REWIND, GRADUAL, METHODS["random"], None])
+@pytest.mark.parametrize("method", [ITERATIVE, LADDER, REWIND, GRADUAL, METHODS["random"], UNPRUNED])
 def test_a_state_saved_midway_leads_to_the_same_decisions(method):
     def started():
         model = tiny()
@@ -385,13 +387,13 @@ def test_a_state_saved_midway_leads_to_the_same_decisions(method):
 
     def go_on(control, found, first):
         for number, value in enumerate(found, start=first):
-            step(control.model, control.optimizer, number)
+            step(control.pruner.model, control.pruner.optimizer, number)
             control.update(10 * number, value)
             if control.finished:
                 break
 
     found = [0.1, 0.9, 0.1, 0.1, 0.1, 0.9, 0.9, 0.1, 0.9, 0.9, 0.85, 0.9, 0.1, 0.1, 0.1]
-    if method is None:
+    if method is UNPRUNED:
         found[1:6] = [0.1] * 5
     whole = started()
     go_on(whole, found, 1)
@@ -401,18 +403,18 @@ def test_a_state_saved_midway_leads_to_the_same_decisions(method):
     go_on(first, found[:4], 1)  # in the middle of a recovery
     buffer = io.BytesIO()
     parts = ("model", "average", "optimizer")
-    torch.save({"control": first.state_dict()} | {name: getattr(first, name).state_dict() for name in parts}, buffer)
+    torch.save({"control": first.state_dict()} | {name: getattr(first.pruner, name).state_dict() for name in parts}, buffer)
     go_on(first, found[4:8], 5)  # the state is of its moment, not a view of what goes on
     buffer.seek(0)
     state = torch.load(buffer, weights_only=True)
     second = started()
     for name in parts:
-        getattr(second, name).load_state_dict(state[name])
+        getattr(second.pruner, name).load_state_dict(state[name])
     second.load_state_dict(state["control"])
     assert [event.iteration for event in second.events] == [10, 20, 30, 40]
     go_on(second, found[4:], 5)
     assert second.events == whole.events
-    assert second.paces == whole.paces and second.rates == whole.rates
+    assert second.strategy == whole.strategy and second.pruner.round == whole.pruner.round
     ours, theirs = second.delivered().state_dict(), whole.delivered().state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -421,7 +423,7 @@ def test_a_state_of_something_else_is_an_error():
     state = PruneControl(tiny(), 0.8).state_dict()
     other = masked(nn.Sequential(nn.Linear(2, 2)))
     for control in (PruneControl(tiny(), 0.9), PruneControl(other, 0.8)):
-        with pytest.raises(ValueError, match="another requirement or model"):
+        with pytest.raises(ValueError, match="another (requirement|layers)"):
             control.load_state_dict(state)
 
 
@@ -429,7 +431,7 @@ def test_the_random_criterion_draws_anew_in_each_round():
     model = masked(nn.Linear(20, 5))
     control = PruneControl(model, 0.5, METHODS["random"])
     control.update(1, 0.9)
-    scores = saliency.random(model, torch.Generator().manual_seed(1))  # those of the first round
+    scores = criteria.random(model, torch.Generator().manual_seed(1))  # those of the first round
     best = scores.flatten().argsort(descending=True)
     assert set(best[:80].tolist()) == set(model.mask.flatten().nonzero().flatten().tolist())
     control.update(2, 0.9)
@@ -442,9 +444,9 @@ def test_the_random_criterion_follows_from_the_seed():
     for seed in (0, 0, 1):
         control = PruneControl(tiny(), 0.5, METHODS["random"], seed=seed)
         drive(control, [0.9, 0.9])
-        masks.append(torch.cat([layer.mask.flatten() for layer in control.layers.values()]))
+        masks.append(torch.cat([layer.mask.flatten() for layer in control.pruner.layers.values()]))
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
-    assert control.densities() == pytest.approx({"0": 35 / 54, "2": 38 / 60})  # 0.64 of each
+    assert control.pruner.densities() == pytest.approx({"0": 35 / 54, "2": 38 / 60})  # 0.64 of each
 
 
 @pytest.mark.parametrize(("given", "said"), [
@@ -494,10 +496,10 @@ def test_five_lines_in_ones_own_loop():
             break
     model = control.delivered()
 
-    assert control.reached and control.round >= 3
+    assert control.reached and control.pruner.round >= 3
     assert density(model) == control.best["density"] < 0.7
     assert validation_accuracy(model) == control.best["accuracy"] >= 0.9
-    for layer in masked_layers(control.model).values():
+    for layer in masked_layers(control.pruner.model).values():
         assert not layer.weight[~layer.mask].any()
 
 

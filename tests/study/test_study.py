@@ -14,11 +14,9 @@ import torch
 
 from pruning.analysis.claims import markdown
 from pruning.analysis.tables import COLUMNS, frame, readme, titles, write_table
-from pruning.control import METHODS, Restart
-from pruning.dynamics import Bias, Regrow, Splice, Trace
+from pruning.methods import METHODS
 from pruning.files import DamagedFile, load_state, locked, save_state, set_aside, write_whole
 from pruning.masks import density, masked_layers
-from pruning.schedule import Cubic, Ladder, Rising, Slack
 from pruning.study import runner as study
 from pruning.study.networks import layers
 from pruning.study.records import digest, folder, read_record, records, write_record
@@ -356,47 +354,6 @@ def test_the_readme_holds_what_the_committed_records_give(monkeypatch):
     assert readme(text, found, METHODS, recorded(load("smallest")), recorded(load("methods"))) == text, "run 'make readme'"
     committed = (ROOT / "data/results/report/runs.csv").read_text()
     assert frame(found).to_csv(index=False, lineterminator="\n") == committed, "run 'python -m pruning.study.runner table report'"
-
-
-SLACK = Slack(effort=2.0, depth=0.05, keep=0.9, power=1.0, patience=2.0, decay=9.0)
-
-
-def test_the_methods_are_those_of_this_protocol():
-    # A run's key names its method only: whoever changes what a name means must raise PROTOCOL.
-    told = {
-        name: method and (method.criterion.__name__, method.allocation.__name__, method.schedule, method.rewind,
-                          method.convolution_pace, method.masking.__name__, method.watch, method.restart, method.redense, method.measured)
-        for name, method in METHODS.items()
-    }
-    plain = ("cut", None, None, 0, 0)
-    assert PROTOCOL == 2 and told == {
-        "unpruned": None,
-        "iterative": ("magnitude", "by_deviation", Rising(0.1), False, 0.5, *plain),
-        "gradual": ("magnitude", "across", Cubic(0.005), False, 1.0, *plain),
-        "oneshot": ("magnitude", "across", Ladder(0.7), True, 1.0, *plain),
-        "random": ("random", "uniform", Ladder(0.8), False, 1.0, *plain),
-        "uniform": ("magnitude", "uniform", Cubic(0.005), False, 1.0, *plain),
-        "erk": ("magnitude", "erk", Cubic(0.005), False, 1.0, *plain),
-        "lamp": ("magnitude", "lamp", Cubic(0.005), False, 1.0, *plain),
-        "sensitivity": ("sensitivity", "across", Cubic(0.005), False, 1.0, "cut", Trace(), None, 0, 0),
-        "movement": ("movement", "uniform", Ladder(0.7), False, 1.0, "cut", Trace(), None, 0, 0),
-        "snip": ("snip", "across", Ladder(0.7), False, 1.0, "cut", Trace(once=True), Restart(0), 0, 0),
-        "lottery": ("magnitude", "across", Ladder(0.7), False, 1.0, "cut", None, Restart(50), 0, 0),
-        "raterewind": ("magnitude", "across", Ladder(0.7), False, 1.0, "cut", None, Restart(None), 0, 0),
-        "surgery": ("magnitude", "by_deviation", Rising(0.1), False, 0.5, "spliced", Splice(10, 0.2), None, 0, 0),
-        "rigl": ("magnitude", "erk", Ladder(0.7), False, 1.0, "cut", Regrow(0.3), None, 0, 0),
-        "dsd": ("magnitude", "across", Ladder(0.7), False, 1.0, "cut", None, None, 3, 0),
-        "biased": ("magnitude", "by_deviation", Rising(0.1), False, 0.5, "cut", Bias(2e-5, 10.0), None, 0, 0),
-        **{
-            name: ("magnitude", "across", replace(SLACK, **change), False, 1.0, *plain[:-1], measured)
-            for name, change, measured in (
-                ("adaptive", {}, 2), ("adaptive-patient", {"effort": 5.0, "depth": 0.03, "patience": 10.0}, 2), ("adaptive-uncompensated", {}, 0),
-                ("adaptive-tireless", {"effort": 30.0, "depth": 0.03, "patience": 10.0}, 2),
-                ("adaptive-strict", {"depth": 0.0}, 2), ("adaptive-constant", {"power": 0.0, "patience": math.inf}, 2),
-                ("adaptive-coarse", {"keep": 0.5}, 2), ("adaptive-steep", {"decay": math.inf}, 2),
-            )
-        },
-    }
 
 
 def test_a_record_is_whole_or_damaged(tmp_path):

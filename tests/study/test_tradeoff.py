@@ -9,7 +9,7 @@ import torch
 
 from pruning.analysis import figures
 from pruning.analysis.tables import titles
-from pruning.control import METHODS
+from pruning.methods import METHODS
 from pruning.files import DamagedFile
 from pruning.masks import masked_layers
 from pruning.study import tradeoff

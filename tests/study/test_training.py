@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pruning import masked_layers
-from pruning.control import METHODS
+from pruning.methods import METHODS
 from pruning.files import load_state
 from pruning.study import datasets
 from pruning.study.datasets import Split

@@ -1,0 +1,188 @@
+"""Pruner: a model, its moving average and its optimizer, scored, pruned and rewound together.
+
+    >>> import torch
+    >>> from pruning import masked
+    >>> from pruning.allocation import global_threshold
+    >>> from pruning.criteria import magnitude
+    >>> pruner = Pruner(masked(torch.nn.Linear(10, 10)), magnitude, global_threshold)
+    >>> thresholds = pruner.prune({"": 0.25})      # a density per layer, by the layer's name
+    >>> pruner.density
+    0.25
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pruning.allocation import above_threshold
+from pruning.compensation import Jacobian
+from pruning.hooks import Hook
+from pruning.masks import masked_layers
+
+
+class Pruner:
+    """Score, prune, save and rewind a model of masked layers, with its average and its optimizer.
+
+    ``criterion``, ``allocation`` and ``masking`` are the method's, ``hook`` is the control's own. Given the
+    ``optimizer``, its momentum of pruned synapses is cleared, so that the stored weights stay zero too. Given an
+    ``average`` of the model (a masked copy that is the one evaluated and delivered), its masks follow; with
+    ``score_average`` the criterion reads its weights. ``paces`` sets the pace of single layers by name. Random
+    criteria follow from ``seed`` and ``round``, the number of prunings so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Callable,
+        allocation: Callable,
+        masking: Callable = above_threshold,
+        *,
+        hook: Hook | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        average: nn.Module | None = None,
+        score_average: bool = False,
+        paces: Mapping[str, float] | None = None,
+        seed: int = 0,
+    ):
+        self.layers = masked_layers(model)
+        if not self.layers:
+            raise ValueError("the model has no masked layer: call masked(model) first")
+        unknown = set(paces or {}) - set(self.layers)
+        if unknown:
+            raise ValueError(f"no masked layer {sorted(unknown)}; the layers are {list(self.layers)}")
+        for name, pace in (paces or {}).items():
+            if not 0 <= pace < math.inf:
+                raise ValueError(f"the pace of '{name}' must be 0 or more, got {pace}")
+        self.averages = masked_layers(average) if average is not None else {}
+        if average is not None and set(self.averages) != set(self.layers):
+            raise ValueError("average must be a masked copy of the model: its masked layers are others")
+        self.model, self.optimizer, self.average = model, optimizer, average
+        self.criterion, self.allocation, self.masking, self.hook = criterion, allocation, masking, hook or Hook()
+        self.score_average, self.paces, self.seed = score_average, dict(paces or {}), seed
+        self.round = 0
+        self.checkpoints: dict[str, dict] = {}
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated and delivered."""
+        return self.average if self.average is not None else self.model
+
+    @property
+    def synapses(self) -> int:
+        """All prunable synapses of the model."""
+        return sum(layer.synapses for layer in self.layers.values())
+
+    @property
+    def significant(self) -> int:
+        """The synapses that are not pruned."""
+        return sum(layer.significant for layer in self.layers.values())
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no more than one synapse per layer remains."""
+        return self.significant <= len(self.layers)
+
+    @property
+    def density(self) -> float:
+        """Significant synapses over all synapses of the model as it is now."""
+        return self.significant / self.synapses
+
+    def densities(self) -> dict[str, float]:
+        """Density of each layer as it is now."""
+        return {name: layer.significant / layer.synapses for name, layer in self.layers.items()}
+
+    @property
+    def generator(self) -> torch.Generator:
+        """A random generator that follows from seed and round."""
+        return torch.Generator().manual_seed(1_000_003 * self.seed + self.round)
+
+    def criterion_scores(self) -> dict[str, Tensor]:
+        """Scores of each layer by the criterion, as it is now."""
+        generator = self.generator
+        layers = self.averages if self.averages and self.score_average else self.layers
+        return {name: self.criterion(layers[name], generator) for name in self.layers}
+
+    @torch.no_grad()
+    def prune(self, amounts: Mapping[str, float], jacobian: Jacobian | None = None) -> dict[str, float]:
+        """Prune each layer by its amount, and compensate by a Jacobian where one is given; returns the thresholds."""
+        scores = self.hook.scores(self)
+        thresholds = self.allocation(self.layers, scores, amounts)
+        masks = self._masks(thresholds, scores)
+        if jacobian is not None:
+            jacobian.compensate(masks, {id(model): model for model in (self.model, self.evaluated)}.values())
+        self._set_masks(masks)
+        return thresholds
+
+    def apply(self, thresholds: Mapping[str, float]) -> None:
+        """Set the masks that follow from one threshold per layer and the scores of this moment."""
+        self._set_masks(self._masks(thresholds, self.hook.scores(self)))
+
+    def _masks(self, thresholds: Mapping[str, float], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self.masking(layer, scores[name], thresholds[name]) for name, layer in self.layers.items()}
+
+    def _set_masks(self, masks: Mapping[str, Tensor]) -> None:
+        for name, keep in masks.items():
+            self.set_mask(name, keep)
+
+    @torch.no_grad()
+    def set_mask(self, name: str, keep: Tensor) -> None:
+        """Make ``keep`` (bool, shape of the weight) the mask of a layer, in the average too.
+
+        Pruned weights and their momentum become zero, unless the hook lets them go on learning.
+        """
+        for layer in (self.layers[name], self.averages.get(name)):
+            if layer is not None and self.hook.learns_masked:
+                layer.mask.copy_(keep)
+            elif layer is not None:
+                layer.set_mask(keep)
+        if not self.hook.learns_masked:
+            self._clear_momentum(self.layers[name])
+
+    def _clear_momentum(self, layer) -> None:
+        if self.optimizer is None:
+            return
+        for value in self.optimizer.state.get(layer.weight, {}).values():
+            if isinstance(value, Tensor) and value.shape == layer.mask.shape:
+                value.masked_fill_(~layer.mask, 0)
+
+    def snapshot(self) -> dict:
+        """A copy of the states of model, average and optimizer."""
+        parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
+        return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items() if part is not None}
+
+    def restore(self, snapshot: Mapping) -> None:
+        """Go back to a snapshot, masks included."""
+        for name, state in snapshot.items():
+            getattr(self, name).load_state_dict(copy.deepcopy(state))
+
+    def rewind(self, snapshot: Mapping) -> None:
+        """Go back to a snapshot's weights and momentum, and keep the masks of now."""
+        masks = {name: layer.mask.clone() for name, layer in self.layers.items()}
+        self.restore(snapshot)
+        self._set_masks(masks)
+
+    def remember(self, name: str) -> None:
+        """Keep a snapshot under ``name`` in ``checkpoints``."""
+        self.checkpoints[name] = self.snapshot()
+
+    def deliver(self, state: Mapping | None) -> nn.Module:
+        """A copy of the evaluated model with a state, as it is now without one; zero where pruned."""
+        model = copy.deepcopy(self.evaluated)
+        if state is not None:
+            model.load_state_dict(state)
+        for layer in masked_layers(model).values():
+            layer.set_mask(layer.mask)  # weights that learn under the mask are not delivered
+        return model
+
+    def state_dict(self) -> dict:
+        """What the pruner needs to go on beside model, average and optimizer, which are restored by their owner."""
+        return {"round": self.round, "checkpoints": copy.deepcopy(self.checkpoints)}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Go on from ``state_dict()``."""
+        self.round, self.checkpoints = state["round"], copy.deepcopy(state["checkpoints"])

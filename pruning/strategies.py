@@ -1,0 +1,340 @@
+"""What a control does at an evaluation: strategies, each with one method.
+
+    decision = strategy.step(pruner, evaluation, feedback)
+
+``step`` is called at every evaluation from the first that meets the requirement on. It prunes through the pruner, and
+says what was done. A strategy's settings are given when it is made; what it keeps from one evaluation to the
+next are its fields with ``init=False``, which go into checkpoints. A method's strategy is a prototype: each control
+works on a copy. A new kind of method is a new class; nothing else asks what kind a method is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pruning.compensation import Jacobian
+from pruning.pruner import Pruner
+from pruning.schedules import AccuracyTolerance, GeometricSchedule, LinearThreshold, PolynomialSchedule
+
+# So many rounds that prune nothing mean that no later one will: layers kept whole by their pace,
+# or of equal weights, whose deviation is zero.
+IDLE_ROUNDS = 10_000
+GOING_ON = ("wait", "prune", "regrow")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation, and where the training stands.
+
+    ``iteration`` counts mini-batch updates, ``start`` is the one after which the requirement was met first, ``next`` that of
+    the next evaluation. ``missed`` counts the evaluations in a row below the requirement before this one, ``dense``
+    those up to the first that met it. ``patience`` is in evaluations; ``budget`` and ``ramp`` are in iterations.
+    """
+
+    iteration: int
+    accuracy: float
+    requirement: float
+    start: int
+    next: int
+    missed: int
+    dense: int
+    patience: int
+    budget: int | None
+    ramp: int
+
+    @property
+    def met(self) -> bool:
+        """Whether the requirement is met."""
+        return self.accuracy >= self.requirement
+
+    @property
+    def first(self) -> bool:
+        """Whether it is met for the first time."""
+        return self.iteration == self.start
+
+    @property
+    def over_budget(self) -> bool:
+        """Whether the budget of iterations is spent."""
+        return self.budget is not None and self.iteration >= self.budget
+
+    def stop(self, patience: int) -> str | None:
+        """The reason to stop that every strategy of rounds and ramps knows, if there is one."""
+        if not self.met and self.missed + 1 >= patience:
+            return "not recovered"
+        return "budget spent" if self.over_budget else None
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What a training loop offers a strategy that wants more than one number.
+
+    ``evaluate`` measures the accuracy of the evaluated model as it is at that moment; ``next_images`` hands out the
+    inputs of one mini-batch, which the loop counts as an iteration; ``report`` takes iteration, accuracy and
+    thresholds of a pruned model that meets the requirement, so that it can be delivered.
+    """
+
+    evaluate: Callable[[], float] | None
+    next_images: Callable[[], Tensor] | None
+    report: Callable[[int, float, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided: ``wait``, ``prune``, ``regrow`` (all synapses are back) or the reason to stop.
+
+    ``thresholds`` holds one threshold per layer, in units of the scores, after a pruning. ``phase`` goes into the log.
+    """
+
+    action: str
+    thresholds: dict[str, float] | None = None
+    phase: str = "recover"
+
+    @property
+    def stops(self) -> bool:
+        """Whether the control stops here."""
+        return self.action not in GOING_ON
+
+
+class Strategy:
+    """What strategies share.
+
+    ``checkpoint`` is the iteration whose weights will be asked for (``pruner.checkpoints["early"]``), ``restarted``
+    the iteration at which the training recipe starts again, ``needs`` names what feedback must offer. With
+    ``scores_average`` the criterion reads the weights of the average.
+    """
+
+    checkpoint: int | None = None
+    restarted: int = 0
+    needs: tuple[str, ...] = ()
+    scores_average: ClassVar[bool] = False
+
+    def step(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> Decision:
+        """Prune, wait or stop."""
+        raise NotImplementedError
+
+
+@dataclass
+class NoPruning(Strategy):
+    """Prune nothing: stop as soon as the requirement is met."""
+
+    def step(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> Decision:
+        return Decision("requirement met")
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """What starts again after the pruning of a round, the masks kept: the training recipe, and the weights too.
+
+    The weights go back to those after ``iteration`` iterations of the dense training (Frankle
+    et al. 2020; 0 is the initialisation, Frankle and Carbin 2019), or to those that first met the
+    requirement where that was earlier; optimizer and average go with them. With None the weights
+    stay, and the recipe's clock alone starts again: the warm-up of the learning rate is repeated
+    (Renda et al. 2020), and the average is young again.
+    """
+
+    iteration: int | None
+
+    def __post_init__(self):
+        if self.iteration is not None and self.iteration < 0:
+            raise ValueError(f"iteration must be 0 or more, or None, got {self.iteration}")
+
+
+@dataclass
+class Rounds(Strategy):
+    """Prune in rounds: each time that the requirement is met, further, then recover.
+
+    With ``from_dense`` every round prunes the dense model that met the requirement first; ``rewind`` is what a round
+    starts again. With ``redense`` a pruned model that met the requirement gets all its synapses back, starting at
+    zero, for at least so many evaluations before the next round. ``convolution_pace`` is the
+    pace of convolutions against that of linear layers, where thresholds are per layer.
+    """
+
+    schedule: LinearThreshold | GeometricSchedule
+    convolution_pace: float = 1.0
+    from_dense: bool = False
+    rewind: Rewind | None = None
+    redense: int = 0
+    progress: dict[str, float] = field(init=False, default_factory=dict, repr=False)
+    paces: dict[str, float] = field(init=False, default_factory=dict, repr=False)
+    restarted: int = field(init=False, default=0, repr=False)
+    rested: int | None = field(init=False, default=None, repr=False)
+
+    def __post_init__(self):
+        if self.from_dense and self.rewind:
+            raise ValueError("a method has from_dense or rewind, not both")
+
+    @property
+    def checkpoint(self) -> int | None:
+        return self.rewind.iteration if self.rewind else None
+
+    def step(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> Decision:
+        if not self.paces:
+            self._begin(pruner)
+        # A training from early weights has as many evaluations as the dense one took, and the patience more.
+        patience = evaluation.patience + (evaluation.dense if self.checkpoint is not None else 0)
+        if reason := evaluation.stop(patience):
+            return Decision(reason)
+        if evaluation.first:
+            pruner.remember("dense")
+            if self.checkpoint is not None and evaluation.iteration <= self.checkpoint:
+                pruner.checkpoints.setdefault("early", pruner.checkpoints["dense"])
+        if self.redense and (pruner.density < 1 or (self.rested is not None and self.rested < self.redense)):
+            return self._densify(pruner, evaluation)
+        if not evaluation.met or (evaluation.first and not pruner.hook.ready):
+            return Decision("wait", phase="recover" if self.rested is None else "dense")
+        self.rested = None
+        thresholds = self._next_round(pruner, 2 * evaluation.missed > patience)
+        if thresholds is None:
+            return Decision("nothing left to prune")
+        if self.rewind:
+            self._rewind(pruner, evaluation)
+        return Decision("prune", thresholds)
+
+    def rates(self, pruner: Pruner) -> dict[str, float]:
+        """By how much each layer's amount moves in the next round, in the schedule's units."""
+        if not self.paces:
+            self._begin(pruner)
+        amount, done = self.schedule.amount, self.progress
+        return {name: amount(done[name] + pace) - amount(done[name]) for name, pace in self.paces.items()}
+
+    def _begin(self, pruner: Pruner) -> None:
+        convolutions = {name for name, layer in pruner.layers.items() if layer.weight.dim() > 2}
+        self.paces = {name: self.convolution_pace if name in convolutions else 1.0 for name in pruner.layers} | pruner.paces
+        self.progress = dict.fromkeys(pruner.layers, 0.0)
+
+    def _next_round(self, pruner: Pruner, slowly: bool) -> dict[str, float] | None:
+        # A recovery that took over half of the patience asks for smaller steps.
+        if slowly:
+            self.paces = {name: pace / 2 for name, pace in self.paces.items()}
+        before, thresholds, last = pruner.density, None, pruner.round + IDLE_ROUNDS
+        while pruner.density == before:
+            if pruner.exhausted or pruner.round == last:
+                return None
+            pruner.round += 1
+            self.progress = {name: done + self.paces[name] for name, done in self.progress.items()}
+            if self.from_dense:
+                pruner.restore(pruner.checkpoints["dense"])
+                before = 1.0
+            thresholds = pruner.prune({name: self.schedule.amount(done) for name, done in self.progress.items()})
+        return thresholds
+
+    def _rewind(self, pruner: Pruner, evaluation: Evaluation) -> None:
+        self.restarted = evaluation.iteration - min(self.checkpoint or 0, evaluation.start)
+        if self.checkpoint is None:
+            return
+        if "early" not in pruner.checkpoints:
+            raise RuntimeError(
+                f"the weights of iteration {self.checkpoint} are not there: call observe(iteration) while watching is true"
+            )
+        pruner.rewind(pruner.checkpoints["early"])
+
+    def _densify(self, pruner: Pruner, evaluation: Evaluation) -> Decision:
+        """Bring all synapses back, or count an evaluation of their rest."""
+        if self.rested is not None:
+            self.rested += 1
+            return Decision("wait", phase="dense")
+        if not evaluation.met:
+            return Decision("wait")
+        if pruner.exhausted:
+            return Decision("nothing left to prune")
+        for name, layer in pruner.layers.items():
+            pruner.set_mask(name, torch.ones_like(layer.mask))
+        self.rested = 0
+        return Decision("regrow", phase="dense")
+
+
+@dataclass
+class Ramp(Strategy):
+    """Prune at every evaluation, along a schedule over the control's ``ramp`` of iterations."""
+
+    schedule: PolynomialSchedule
+    progress: float = field(init=False, default=0.0, repr=False)
+
+    def step(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> Decision:
+        since = evaluation.iteration - evaluation.start
+        if reason := evaluation.stop(evaluation.patience):
+            return Decision(reason)
+        if evaluation.met and since >= evaluation.ramp:
+            return Decision("ramp completed")
+        if evaluation.first:
+            pruner.remember("dense")
+        if evaluation.first or self.progress == 1:
+            return Decision("wait")
+        pruner.round += 1
+        self.progress = min(since / evaluation.ramp, 1.0)
+        return Decision("prune", pruner.prune(dict.fromkeys(pruner.layers, self.schedule.amount(self.progress))))
+
+
+@dataclass
+class AccuracyDriven(Strategy):
+    """Prune at every evaluation step by step, as far as a tolerance lets the accuracy fall; undo what falls below it.
+
+    After each step the accuracy is measured. ``measured`` counts the mini-batches that are spent, once for several
+    steps, to find what the weights that stay must change by (``compensation``); 0 compensates nothing.
+    """
+
+    tolerance: AccuracyTolerance
+    measured: int = 0
+    scores_average: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("evaluate", "next_images") if self.measured else ("evaluate",)
+
+    def step(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> Decision:
+        if evaluation.over_budget:
+            return Decision("budget spent")
+        if evaluation.first:
+            pruner.remember("dense")
+        thresholds = self._descend(pruner, evaluation, feedback)
+        if pruner.exhausted:
+            return Decision("nothing left to prune", thresholds)
+        if evaluation.iteration >= self.tolerance.effort * evaluation.start:
+            return Decision("effort spent", thresholds)
+        return Decision("prune" if thresholds else "wait", thresholds)
+
+    def _descend(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> dict[str, float] | None:
+        """Prune in steps to the fraction ``keep`` each; returns the last thresholds.
+
+        Retry a rejected step with a fresh Jacobian if the old one was reused, then at half the step.
+        """
+        tolerance, accuracy, iteration = self.tolerance, evaluation.accuracy, evaluation.iteration
+        place = evaluation.start, iteration, evaluation.budget
+        missed = 0 if evaluation.met else evaluation.missed + 1
+        least = tolerance.lowest_accuracy(evaluation.requirement, *place, missed)
+        lowest = tolerance.lowest_density(evaluation.start, evaluation.next, evaluation.budget) * pruner.synapses
+        accepted, keep, jacobian, fresh = None, tolerance.keep, None, False
+        while accuracy >= least and not pruner.exhausted:
+            if tolerance.keep**0.5 * pruner.significant < lowest:
+                break
+            before = pruner.snapshot()
+            pruner.round += 1
+            if jacobian is None and self.measured:
+                images = [feedback.next_images() for _ in range(self.measured)]
+                iteration += len(images)
+                frozen = {name for name, value in pruner.model.named_parameters() if not value.requires_grad}
+                jacobian, fresh = Jacobian(pruner.evaluated, images, pruner.generator, frozen), True
+            target = max(min(max(keep * pruner.significant, lowest), pruner.significant - 1), len(pruner.layers))
+            thresholds = pruner.prune(dict.fromkeys(pruner.layers, target / pruner.synapses), jacobian)
+            after = feedback.evaluate()
+            if after < least:
+                pruner.restore(before)
+                if jacobian is not None and not fresh:
+                    jacobian = None  # the network has moved away from where it was measured
+                elif keep == tolerance.keep:
+                    keep = tolerance.keep**0.5
+                else:
+                    break
+                continue
+            accepted, accuracy, keep, fresh = thresholds, after, tolerance.keep, False
+            if jacobian is not None:
+                jacobian = jacobian.within({name: layer.mask for name, layer in pruner.layers.items()})
+            if accuracy >= evaluation.requirement:
+                feedback.report(iteration, accuracy, thresholds)
+        return accepted
