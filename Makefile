@@ -13,8 +13,6 @@ SNAKEMAKE = snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DEVICE)
 .PHONY: help install study figures savings status tradeoff report bench readme notebooks lab test clean
 
 .PHONY: lint docs
-# What `__all__` of the package does not list is named, that it gets a page; what begins with _ gets none.
-MODULES = $(subst /,.,$(basename $(wildcard pruning/*.py)) $(patsubst %/__init__.py,%,$(wildcard pruning/*/__init__.py)))
 
 help: ## this text
 	@echo "make study                 the digits study: trains, then renders every figure (a few minutes)"
@@ -85,8 +83,7 @@ lint: .venv/installed ## style, types and the contract on imports, changing noth
 	@$(BIN)/lint-imports --no-logo --no-cache
 
 docs: .venv/installed ## docs/methods.md from METHODS, and the API's pages from the docstrings: build/docs/index.html
-	@$(BIN)/python docs/methods.py
-	@$(BIN)/python -m pdoc --output-directory build/docs pruning $(MODULES) '!pruning\.(.*\.)?_'
+	@$(BIN)/python docs/build.py
 
 clean: ## remove the environment and scratch files; data and results stay
 	rm -rf .venv .snakemake .pytest_cache .ruff_cache *.egg-info build data/results/*/work

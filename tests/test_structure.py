@@ -3,6 +3,7 @@
 import ast
 import re
 import runpy
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -32,14 +33,33 @@ def test_no_private_name_crosses_a_border(path):
         if isinstance(node, ast.ImportFrom) and node.module != home:
             parts = node.module.removeprefix(f"{home}.").split(".")
             away = parts[:-1] if node.module.startswith(f"{home}.") else parts  # a private module serves its own room
-            assert not [name for name in (*away, *(one.name for one in node.names)) if is_private(name)], f"line {node.lineno}"
+            private = [name for name in (*away, *(one.name for one in node.names)) if is_private(name)]
+            assert not private, f"line {node.lineno}"
 
 
 def is_private(name):
     return name.startswith("_") and not name.startswith("__")
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md"), ROOT / "data/README.md"]
+@pytest.mark.parametrize("path", MODULES, ids=names(MODULES))
+def test_examples_in_docstrings_run(path):
+    """An indented block that is Python is an example, and pytest runs those of ``>>>``."""
+    described = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, described):
+            for block in re.findall(r"(?:^    .*\n?|^\n)+", ast.get_docstring(node) or "", re.MULTILINE):
+                example = textwrap.dedent(block).strip()
+                assert example.startswith(">>>") or not is_python(example), example
+
+
+def is_python(text):
+    try:
+        return bool(ast.parse(text).body)
+    except SyntaxError:
+        return False
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data/README.md"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
@@ -50,5 +70,5 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_page_of_methods_follows_the_code():
-    written = runpy.run_path(str(ROOT / "docs/methods.py"))["page"]()
+    written = runpy.run_path(str(ROOT / "docs/build.py"))["methods_page"]()
     assert (ROOT / "docs/methods.md").read_text(encoding="utf-8") == written, "run 'make docs'"

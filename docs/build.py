@@ -1,11 +1,15 @@
-"""Write docs/methods.md, the page of the known methods, from ``METHODS``: ``make docs``."""
+"""Build what is written from the code: docs/methods.md from ``METHODS``, the API's pages from the docstrings."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
+import pdoc
+
+import pruning
 from pruning.allocation import above_threshold
 from pruning.hooks import Hook
 from pruning.methods import METHODS, Method
@@ -25,8 +29,8 @@ SOURCES = {
     "Lee et al. 2019": "SNIP: Single-shot Network Pruning based on Connection Sensitivity. ICLR. "
     "https://arxiv.org/abs/1810.02340",
     "Lee et al. 2021": "Layer-adaptive Sparsity for the Magnitude-based Pruning. ICLR. https://arxiv.org/abs/2010.07611",
-    "Mocanu et al. 2018": "Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity inspired by "
-    "Network Science. Nature Communications 9. https://arxiv.org/abs/1707.04780",
+    "Mocanu et al. 2018": "Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity "
+    "inspired by Network Science. Nature Communications 9. https://arxiv.org/abs/1707.04780",
     "Renda et al. 2020": "Comparing Rewinding and Fine-tuning in Neural Network Pruning. ICLR. "
     "https://arxiv.org/abs/2003.02389",
     "Sanh et al. 2020": "Movement Pruning: Adaptive Sparsity by Fine-Tuning. NeurIPS. https://arxiv.org/abs/2005.07683",
@@ -46,15 +50,15 @@ those of its settings that are not the default. A study names a method as here, 
 |---|---|---|---|---|---|---|
 """
 TAIL = """
-A study knows one more, which is trained with few weights from the start instead of pruned: `hashed`, HashedNets (Chen et
-al. 2015), in [pruning/study/hashed.py](../pruning/study/hashed.py).
+A study knows one more, which is trained with few weights from the start instead of pruned: `hashed`, HashedNets
+(Chen et al. 2015), in [pruning/study/hashed.py](../pruning/study/hashed.py).
 
 ## Sources
 
 """
 
 
-def page() -> str:
+def methods_page() -> str:
     """Return the page: one line per method, with its parts, its source and their places in the code."""
     rows = [f"| {' | '.join(row(name, method))} |\n" for name, method in METHODS.items()]
     return HEAD + "".join(rows) + TAIL + "".join(f"- {name}. {work}\n" for name, work in SOURCES.items())
@@ -65,7 +69,7 @@ def row(name: str, method: Method) -> tuple[str, ...]:
     what, _, source = method.reference.partition("; ")
     unknown = set(CITATION.findall(source)) - set(SOURCES)
     if unknown:
-        raise ValueError(f"method '{name}' cites {sorted(unknown)}: add to SOURCES of docs/methods.py")
+        raise ValueError(f"method '{name}' cites {sorted(unknown)}: add to SOURCES of docs/build.py")
     allocation = part(method.allocation)
     if method.masking is not above_threshold:
         allocation += f", masks by {part(method.masking)}"
@@ -75,7 +79,7 @@ def row(name: str, method: Method) -> tuple[str, ...]:
 
 def part(one: object) -> str:
     """Link a function or a dataclass to its module, with the settings that are not the default."""
-    kind = type(one) if is_dataclass(one) else one
+    kind: Any = type(one) if is_dataclass(one) else one
     link = f"[{kind.__name__}](../{kind.__module__.replace('.', '/')}.py)"
     settings = []
     for item in fields(one) if is_dataclass(one) else ():
@@ -85,5 +89,13 @@ def part(one: object) -> str:
     return f"{link}({', '.join(settings)})" if settings else link
 
 
+def build_api(folder: Path) -> None:
+    """Write a page for each module of the package, ``index.html`` leads to them."""
+    del pruning.__all__  # pdoc leaves out the modules that it does not list
+    pdoc.pdoc("pruning", r"!pruning\.(.*\.)?_", output_directory=folder)
+
+
 if __name__ == "__main__":
-    Path(__file__).with_suffix(".md").write_text(page(), encoding="utf-8")
+    root = Path(__file__).parents[1]
+    (root / "docs/methods.md").write_text(methods_page(), encoding="utf-8")
+    build_api(root / "build/docs")
