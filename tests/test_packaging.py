@@ -115,9 +115,9 @@ def bare(wheel, tmp_path_factory):
     home = tmp_path_factory.mktemp("bare")
     venv.create(home, symlinks=True)
     site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
-    for one in map(distribution, needed("torch")):
-        for top in {path.parts[0] for path in one.files} - {"..", "__pycache__"}:
-            (site / top).symlink_to(one.locate_file(top))
+    files = [file for name in needed("torch") for file in distribution(name).files]
+    for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
+        (site / top).symlink_to(distribution("torch").locate_file(top))
     executable = home / "bin" / "python"
     python("-m", "pip", "--python", executable, "install", "--quiet", "--no-deps", "--no-index", wheel)
     return executable
