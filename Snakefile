@@ -2,7 +2,7 @@
 #   snakemake                                the digits study
 #   snakemake --config study=report          MNIST and CIFAR-10
 #   snakemake --config study=report train=no  only what the records that are there give
-import fcntl
+import contextlib
 import json
 import os
 import shlex
@@ -11,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 
 from pruning.analysis import figures
 from pruning.study import records, runner as studies
+from pruning.study.locks import locked
 
 try:
     STUDY = studies.load(config.get("study", "digits"))
@@ -73,15 +74,16 @@ def given(benchmark=None, seeds=None):
     return shlex.quote(json.dumps(parameters))
 
 
+# Open until this process ends, however it ends.
+held = contextlib.ExitStack()
+
+
+def busy(pid):
+    raise WorkflowError(f"another process is running the study '{STUDY.name}' (process {pid}): wait for it, or stop it")
+
+
 onstart:
-    # Held until this process ends, however it ends.
-    global lock
-    WORK.mkdir(parents=True, exist_ok=True)
-    lock = open(WORK / "study.lock", "a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise WorkflowError(f"another process is running the study '{STUDY.name}': wait for it, or stop it")
+    held.enter_context(locked(WORK / "study.lock", waiting=busy))
 
 
 rule all:

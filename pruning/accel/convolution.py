@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pruning.files import write_whole
+from pruning.files import cache_folder, write_whole
 from pruning.masks import MaskedConv2d
 
 LANES = 16
@@ -212,7 +212,7 @@ def _compiled(compiler: str) -> ctypes.CDLL:
     version = subprocess.run([compiler, "--version"], **asked).stdout
     made_from = "\n".join((SOURCE.read_text(), version, " ".join(FLAGS), platform.machine(), _instructions()))
     name = f"convolution-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.so"
-    kept = Path(os.environ.get("PRUNING_CACHE") or SOURCE.parents[2] / "data" / "prepared") / name
+    kept = cache_folder() / name
     if kept.is_file():
         return ctypes.CDLL(str(kept))
     with tempfile.TemporaryDirectory() as folder:

@@ -30,7 +30,8 @@ from pruning.files import DamagedFile
 from pruning.masks import masked_layers
 from pruning.study import datasets
 from pruning.study import runner as study
-from pruning.study.records import ROOT, folder, read_record, write_record
+from pruning.study.paths import root
+from pruning.study.records import folder, read_record, write_record
 from pruning.study.runner import StudyError, load, recorded
 from pruning.study.training import accuracy, network
 
@@ -310,13 +311,13 @@ def test_the_committed_tables_belong_to_the_committed_records(report):
 
 
 def test_the_committed_readme_holds_what_the_committed_tables_give(report):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (root() / "README.md").read_text(encoding="utf-8")
     assert savings.readme(text, report) == text, "run 'make readme'"
 
 
 def test_the_notebooks_show_the_method_whose_models_are_committed():
     for name in ("6-memory-and-energy", "7-deploy"):
-        cells = json.loads((ROOT / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        cells = json.loads((root() / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
         (given,) = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
         assert f'method = "{savings.SHOWN}"' in given.splitlines()
 

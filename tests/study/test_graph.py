@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
-from pruning.study.records import ROOT, read_record
+from pruning.study.records import read_record
+
+ROOT = Path(__file__).resolve().parents[2]
 
 PICTURES = (
     "figure-1-iterative-pruning", "figure-2-implementation", "figure-3-benchmarks",

@@ -15,9 +15,10 @@ import torch
 from pruning.analysis.claims import markdown
 from pruning.analysis.tables import COLUMNS, frame, readme, titles, write_table
 from pruning.methods import METHODS
-from pruning.files import DamagedFile, load_state, locked, save_state, set_aside, write_whole
+from pruning.files import DamagedFile, load_state, save_state, set_aside, write_whole
 from pruning.masks import density, masked_layers
 from pruning.study import runner as study
+from pruning.study.locks import locked
 from pruning.study.networks import layers
 from pruning.study.records import digest, folder, read_record, records, write_record
 from pruning.study.runner import (

@@ -127,7 +127,7 @@ def test_a_speedup_is_what_the_masks_say(tiny):
     table = layers(BENCHMARKS["digits-2c"][1])
     record = next(record for record in recorded(tiny) if record["run"]["method"] == "iterative")
     for point in record["points"]:
-        left = sum(round(point["densities"][layer.name] * layer.synapses) * layer.positions for layer in table)
+        left = sum(round(point["densities"][layer.name] * layer.synapses) * layer.output_positions for layer in table)
         assert point["speedup"] == pytest.approx(sum(layer.macs for layer in table) / left, rel=0.01)
 
 
@@ -194,7 +194,7 @@ def test_no_records_and_no_benchmark_are_one_error_each(tmp_path, monkeypatch, c
 @pytest.mark.parametrize("name", tradeoff.PRUNERS)
 @pytest.mark.parametrize("density", [0.5, 0.1, 0.01])
 def test_a_cut_leaves_what_was_asked_for_and_never_brings_a_synapse_back(name, density):
-    training = prepare("28x28-6c5-16c5-120-84-10", Recipe(), 0.5, None, 0)
+    training = prepare("28x28-6c5-16c5-120-84-10", Recipe(), 0.5, METHODS["unpruned"], 0)
     lots, found = generator(0, 0), masked_layers(training.model)
     cut(training, METHODS[name], 0.7, lots)
     before = {key: layer.mask.clone() for key, layer in found.items()}

@@ -199,7 +199,7 @@ def test_the_same_training_gives_the_same_weights(digits):
 
 def test_the_rate_warms_up_and_the_average_follows_the_weights(digits):
     recipe = replace(SETTINGS.recipe, warmup=10, averaging=0.5, interval=1)
-    training = prepare(NETWORK, recipe, 0.99, None, 0, budget=12)
+    training = prepare(NETWORK, recipe, 0.99, METHODS["unpruned"], 0, budget=12)
     expected = copy.deepcopy(training.average)
     rates = []
 
