@@ -46,8 +46,9 @@ def test_examples_in_docstrings_run(path):
     """An indented block that is Python is an example, and pytest runs those of ``>>>``."""
     described = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, described):
-            for block in re.findall(r"(?:^    .*\n?|^\n)+", ast.get_docstring(node) or "", re.MULTILINE):
+        if isinstance(node, described) and (text := ast.get_docstring(node, clean=False)):
+            indent = node.body[0].col_offset + 4
+            for block in re.findall(rf"(?:^ {{{indent}}}.*\n?|^\n)+", text, re.MULTILINE):
                 example = textwrap.dedent(block).strip()
                 assert example.startswith(">>>") or not is_python(example), example
 
