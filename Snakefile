@@ -48,7 +48,7 @@ for benchmark, seed in STALE:
 
 # Papermill writes into the log, which outlives a failure; the output appears when all went well.
 PAPERMILL = (
-    "papermill --no-progress-bar --log-level WARNING -k python3 -y {params.given} {params.notebook} {log}"
+    "papermill --no-progress-bar --log-level WARNING -k python3 -y {params.given} {params.notebook} {log:q}"
     " || {{ echo 'The executed notebook, with the error in it: {log}' >&2; exit 1; }}"
 )
 
@@ -108,7 +108,7 @@ rule runs:
     params:
         given=lambda w: given(w.benchmark, [int(w.seed)]),
         notebook="notebooks/1-benchmark.ipynb",
-    shell: PAPERMILL + "; cp {log} {output}"
+    shell: PAPERMILL + "; cp {log:q} {output:q}"
 
 
 rule table:
@@ -134,7 +134,7 @@ rule benchmark:
         given=lambda w: given(w.benchmark, STUDY.seeds),
         notebook="notebooks/1-benchmark.ipynb",
     # Without the machine's folders, which papermill writes into the metadata.
-    shell: PAPERMILL + r"; sed -E 's|(\"output_path\": \")[^\"]*/|\1|' {log} > {output}"
+    shell: PAPERMILL + r"""; sed -E 's|("output_path": ")[^"]*/|\1|' {log:q} > {output:q}"""
 
 
 for story, names in STORIES.items():

@@ -498,7 +498,7 @@ def environment(device: torch.device | str = "cpu") -> dict:
     return {
         "pruning": __version__, "revision": _revision(), "python": platform.python_version(), **found,
         "device": cuda or _processor(), "threads": torch.get_num_threads(), "system": platform.system(),
-        "convolutions": "compiled" if device.type == "cpu" and convolution.available() else "torch",
+        "convolutions": convolution.form() if device.type == "cpu" else "torch",
     }
 
 
