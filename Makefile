@@ -13,6 +13,8 @@ SNAKEMAKE = $(BIN)/snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DE
 .DEFAULT_GOAL := help
 .PHONY: help install study figures savings status tradeoff report bench readme notebooks lab test test-processors clean
 
+.PHONY: lint docs
+
 help: ## this text
 	@echo "make study                 the digits study: trains, then renders every figure"
 	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (times: README, 'Run again')"
@@ -87,6 +89,15 @@ ifeq ($(shell uname -m),x86_64)
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 PRUNING_KERNEL=x86-64-v2 $(BIN)/python -m pytest -m arithmetic
 endif
 	@PRUNING_KERNEL=off $(BIN)/python -m pytest -m arithmetic
+
+lint: .venv/installed ## style, types and the contract on imports, changing nothing
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
+
+docs: .venv/installed ## docs/methods.md from METHODS, and the API's pages from the docstrings: build/docs/index.html
+	@$(BIN)/python docs/build.py
 
 clean: ## remove the environment and scratch files; data and results stay
 	rm -rf .venv .snakemake .pytest_cache .ruff_cache *.egg-info build data/results/*/work

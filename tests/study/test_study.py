@@ -1,12 +1,10 @@
 import errno
 import json
-import math
 import os
 import resource
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +22,6 @@ from pruning.notation import layers
 from pruning.study.records import digest, folder, read_record, records, write_record
 from pruning.study.runner import (
     BENCHMARKS,
-    PROTOCOL,
     Run,
     Settings,
     StudyError,
