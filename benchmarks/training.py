@@ -27,10 +27,13 @@ from torch.utils.data import DataLoader, Dataset
 from pruning.accel import convolution
 from pruning.files import load_state, save_state
 from pruning.masks import masked_layers, unmasked
+from pruning.methods import METHODS
 from pruning.study import datasets
 from pruning.study.networks import layers, lenet
-from pruning.study.runner import BENCHMARKS, checked_device, environment
-from pruning.study.training import Recipe, accuracy, batches, prepare, step
+from pruning.study.benchmarks import BENCHMARKS
+from pruning.study.machine import checked_device, environment
+from pruning.study.config import Recipe
+from pruning.study.training import accuracy, batches, prepare, step
 
 HERE = Path(__file__).parent
 DENSITY = 0.5
@@ -105,7 +108,7 @@ def ours(
 ) -> Callable[[], None]:
     """One step of the study's own loop, images moved and mirrored as in the study."""
     recipe = Recipe(batch=batch, flip=data.shape[0] == 3)
-    training = prepare(notation, recipe, 0.5, None, 0, device)
+    training = prepare(notation, recipe, 0.5, METHODS["unpruned"], 0, device)
     for layer in masked_layers(training.model).values():
         scores = layer.weight.detach().abs()
         layer.prune(scores > scores.flatten().kthvalue(max(round((1 - density) * scores.numel()), 1)).values)
@@ -269,7 +272,7 @@ def main() -> None:
             parts.append((f"load {name} from its prepared copy", seconds))
     dataset, notation = BENCHMARKS[given.benchmarks[0]]
     data = datasets.load(dataset, device)
-    training = prepare(notation, Recipe(), 0.5, None, 0, device)
+    training = prepare(notation, Recipe(), 0.5, METHODS["unpruned"], 0, device)
     parts.append((f"evaluate the {len(data.test.labels):,} test images of {given.benchmarks[0]}",
                   median_seconds(lambda: accuracy(training.average, data.test))))
     with tempfile.TemporaryDirectory() as folder:

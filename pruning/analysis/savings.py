@@ -35,7 +35,9 @@ from pruning.masks import masked_layers, unmasked
 from pruning.study import datasets
 from pruning.study.networks import input_shape
 from pruning.study.records import ROOT, digest, folder, read_record, write_record
-from pruning.study.runner import HASHED, Run, Study, StudyError, load, recorded
+from pruning.study.config import HASHED, Run, StudyError
+from pruning.study.store import recorded
+from pruning.study.studies import Study, load
 from pruning.study.training import accuracy, batches
 
 # To be raised when a change to the code makes the same models give other numbers.
@@ -94,7 +96,7 @@ def measure(run: Run, record: dict, model: nn.Module, dataset: datasets.Dataset)
         return accuracy(network, dataset.validation)
 
     goal = min(run.requirement, result["validation_accuracy"])
-    stream = batches(dataset, run.settings.recipe, run.seed, result["iterations"])
+    stream = batches(dataset, run.settings, run.seed, result["iterations"])
     small, clusters, kept = quantized(model, goal, validate, stream)
     tiny, short = compact(small, run.network)
     # What compacting adds to biases is rounded like all others, unless that costs the goal.

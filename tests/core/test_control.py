@@ -17,7 +17,8 @@ from pruning.schedules import GeometricSchedule, LinearThreshold, PolynomialSche
 from pruning.strategies import Ramp, Rounds
 from pruning.study import datasets
 from pruning.study.networks import lenet
-from pruning.study.training import Recipe, accuracy, batches
+from pruning.study.config import Recipe
+from pruning.study.training import accuracy, batches
 
 ITERATIVE, UNPRUNED = METHODS["iterative"], METHODS["unpruned"]
 LADDER = Method(criteria.magnitude, allocation.global_threshold, Rounds(GeometricSchedule(0.5)))

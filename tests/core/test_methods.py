@@ -19,7 +19,8 @@ from pruning.hooks import BiasedDecay, NetworkSurgery, RigL
 from pruning.schedules import AccuracyTolerance, GeometricSchedule
 from pruning.strategies import AccuracyDriven, Rewind, Rounds
 from pruning.study import datasets
-from pruning.study.runner import Settings
+from pruning.study.config import Settings
+from pruning.study.states import DenseStates, StateFile
 from pruning.study.training import accuracy, batches, prepare, step, train
 
 NETWORK = "28x28-6c5-16c5-120-84-10"
@@ -148,7 +149,7 @@ def test_erk_prunes_to_its_densities():
 # Criteria of gradients
 
 
-def prepared(method=METHODS["unpruned"], requirement=0.6, recipe=SETTINGS.recipe, **given):
+def prepared(method=METHODS["unpruned"], requirement=0.6, recipe=SETTINGS, **given):
     return prepare(NETWORK, recipe, requirement, method, 0, **SETTINGS.limits | given)
 
 
@@ -276,7 +277,7 @@ def test_the_dense_gradient_through_compiled_convolutions(digits):
     for layer in masked_layers(model).values():
         layer.prune(torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(1)) < 0.2)
         layer.dense_gradient = True
-    images, labels = next(batches(digits, SETTINGS.recipe, 0))
+    images, labels = next(batches(digits, SETTINGS, 0))
     found = []
     for forward in (convolution.run, nn.Module.__call__):
         F.cross_entropy(forward(model, images), labels).backward()
@@ -411,7 +412,7 @@ def test_rewound_weights_are_the_stored_ones_bit_for_bit(early):
 
 
 def test_rate_rewinding_repeats_the_warm_up_and_keeps_the_weights(digits):
-    recipe = replace(SETTINGS.recipe, warmup=10)
+    recipe = SETTINGS.model_copy(update={"warmup": 10})
     rates = {}
     for name in ("raterewind", "lottery", "dsd"):
         method = METHODS[name] if name != "lottery" else replace(METHODS[name], strategy=Rounds(GeometricSchedule(0.7), rewind=Rewind(4)))
@@ -491,7 +492,7 @@ def test_biased_decay_makes_small_weights_smaller():
     assert shares[1] < 0.7 * shares[0]
     # The method itself has a weaker bias: beside the recipe's weight decay much for small weights, little for large ones.
     weights = torch.tensor([0.001, 0.01, 1.0])
-    beside = METHODS["biased"].hook.decay(weights) / (SETTINGS.recipe.weight_decay * weights)
+    beside = METHODS["biased"].hook.decay(weights) / (SETTINGS.weight_decay * weights)
     assert beside[0] > 100 and beside[1] > 10 and beside[2] < 0.1
 
 
@@ -530,7 +531,9 @@ def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, name):
         pass
 
     def trained(**given):
-        return train(prepared(METHODS[name]), digits, SETTINGS.recipe, 0, **given)
+        training = prepared(METHODS[name])
+        train(training, digits, SETTINGS, 0, **given)
+        return training
 
     whole = trained()
     end, control = whole.iteration, whole.control
@@ -542,10 +545,10 @@ def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, name):
         if event.iteration == evaluated[-2]:
             raise Stop
 
-    checkpoint = tmp_path / "a.checkpoint"
+    checkpoint = StateFile(tmp_path / "a.checkpoint", "me")
     with pytest.raises(Stop):
-        trained(checkpoint=checkpoint, owner="me", every=0, progress=stop)
-    resumed = trained(checkpoint=checkpoint, owner="me")
+        trained(checkpoint=checkpoint, every=0, progress=stop)
+    resumed = trained(checkpoint=checkpoint)
     assert resumed.control.events == control.events
     for part in ("model", "average"):
         ours, theirs = getattr(resumed, part).state_dict(), getattr(whole, part).state_dict()
@@ -557,12 +560,13 @@ def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, name):
 @pytest.mark.parametrize("name", ["snip", "lottery", "surgery", "movement", "adaptive"])
 def test_the_shared_dense_phase_changes_nothing(digits, tmp_path, name):
     def trained(method, **given):
-        return train(prepared(METHODS[method]), digits, SETTINGS.recipe, 0, **given)
+        return train(prepared(METHODS[method]), digits, SETTINGS, 0, **given)
 
-    trained("unpruned", dense=tmp_path, dense_owner="all")
+    dense = DenseStates(tmp_path, "all")
+    trained("unpruned", dense=dense)
     left = (tmp_path / "0.6.dense").read_bytes()
-    shared, alone = trained(name, dense=tmp_path, dense_owner="all"), trained(name)
-    assert shared.control.events == alone.control.events
+    shared, alone = trained(name, dense=dense), trained(name)
+    assert shared.events == alone.events
     assert (tmp_path / "0.6.dense").read_bytes() == left
 
 
@@ -691,10 +695,10 @@ def test_frozen_parameters_stay_as_they_are():
 
 
 def test_the_weights_that_stay_make_up_for_those_cut(digits):
-    training = prepare(NETWORK, SETTINGS.recipe, 0.99, METHODS["unpruned"], 0)
-    stream = batches(digits, SETTINGS.recipe, 0)
+    training = prepare(NETWORK, SETTINGS, 0.99, METHODS["unpruned"], 0)
+    stream = batches(digits, SETTINGS, 0)
     for _ in range(300):
-        step(training, SETTINGS.recipe, *next(stream))
+        step(training, SETTINGS, *next(stream))
     model, whole = training.average, accuracy(training.average, digits.validation)
     scores = magnitudes(masked_layers(model))
     bound = torch.cat([score.flatten() for score in scores.values()]).quantile(0.9)
@@ -810,7 +814,7 @@ def test_what_adaptive_measures_counts_as_iterations(digits):
     training.control.update = lambda iteration, found, evaluate, measure: update(
         iteration, found, evaluate, lambda: (measured.append(1), measure())[1]
     )
-    train(training, digits, SETTINGS.recipe, 0)
+    train(training, digits, SETTINGS, 0)
     assert 2 <= len(measured) <= 2 * training.control.pruner.round and training.iteration == len(steps) + len(measured)
     assert training.control.best["iteration"] <= training.iteration
     order = [event.iteration for event in training.control.events]

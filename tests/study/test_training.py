@@ -17,10 +17,12 @@ from pruning import masked_layers
 from pruning.methods import METHODS
 from pruning.files import load_state
 from pruning.study import datasets
+from pruning.study.config import Recipe, Run, Settings
 from pruning.study.datasets import Split
 from pruning.study.records import read_record
-from pruning.study.runner import Run, Settings, perform
-from pruning.study.training import Recipe, accuracy, batches, prepare, train
+from pruning.study.runner import run as carry_out
+from pruning.study.states import StateFile
+from pruning.study.training import accuracy, batches, prepare, train
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = Settings(
@@ -32,14 +34,15 @@ OWN = ("seconds", "environment")  # what a record says of its making, not of its
 # Imports once, then forks a process for each run that a line asks for, and tells its number and its end.
 NURSERY = """
 import json, os, sys
-from pruning.study.runner import Run, Settings, perform
+from pruning.study.config import Run, Settings
+from pruning.study.runner import run
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
     if not child:
         given = json.loads(line)
         os.environ["PRUNING_RESULTS"] = given.pop("results")
-        perform(Run(**given | {"settings": Settings(**given["settings"])}), every=0, warn=lambda text: os._exit(9))
+        run(Run(**given | {"settings": Settings(**given["settings"])}), every=0, warn=lambda text: os._exit(9))
         os._exit(0)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -176,8 +179,9 @@ def test_accuracy_against_a_count_by_hand():
 
 
 def trained(digits, method="iterative", requirement=0.6, seed=0, **given):
-    training = prepare(NETWORK, SETTINGS.recipe, requirement, METHODS[method], seed, **SETTINGS.limits)
-    return train(training, digits, SETTINGS.recipe, seed, **given)
+    training = prepare(NETWORK, SETTINGS, requirement, METHODS[method], seed, **SETTINGS.limits)
+    train(training, digits, SETTINGS, seed, **given)
+    return training
 
 
 def equal(first, second):
@@ -198,7 +202,7 @@ def test_the_same_training_gives_the_same_weights(digits):
 
 
 def test_the_rate_warms_up_and_the_average_follows_the_weights(digits):
-    recipe = replace(SETTINGS.recipe, warmup=10, averaging=0.5, interval=1)
+    recipe = SETTINGS.model_copy(update={"warmup": 10, "averaging": 0.5, "interval": 1})
     training = prepare(NETWORK, recipe, 0.99, METHODS["unpruned"], 0, budget=12)
     expected = copy.deepcopy(training.average)
     rates = []
@@ -230,15 +234,15 @@ def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, method):
         if event.iteration == end - 20:
             raise Stop
 
-    checkpoint = tmp_path / "work" / "a.checkpoint"
+    checkpoint = StateFile(tmp_path / "work" / "a.checkpoint", "me")
     with pytest.raises(Stop):
-        trained(digits, method, checkpoint=checkpoint, owner="me", every=0, progress=stop)
+        trained(digits, method, checkpoint=checkpoint, every=0, progress=stop)
     seen = []
 
     def note(event, training):
         seen.append(event.iteration)
 
-    resumed = trained(digits, method, checkpoint=checkpoint, owner="me", progress=note)
+    resumed = trained(digits, method, checkpoint=checkpoint, progress=note)
     assert seen == [end - 20, end], "the last checkpoint lies two evaluations before the end"
     assert equal(whole, resumed) and whole.control.events == resumed.control.events
     assert whole.control.best["iteration"] == resumed.control.best["iteration"]
@@ -260,7 +264,7 @@ def nursery():
 
 def test_killed_at_any_moment_and_started_again_the_record_is_the_same(digits, results, nursery):
     whole = run_of().model_copy(update={"study": "whole"})
-    expected = numbers(perform(whole))
+    expected = numbers(carry_out(whole))
     expected["run"]["study"] = "s"
 
     run = run_of()
@@ -288,7 +292,7 @@ def test_killed_at_any_moment_and_started_again_the_record_is_the_same(digits, r
                     break
             elif written() != before:
                 before = written()
-                if moment == "training" or load_state(checkpoint, owner)["control"]["round"]:
+                if moment == "training" or load_state(checkpoint, owner)["control"]["pruner"]["round"]:
                     time.sleep(chance.uniform(0, 0.05))
                     break
             time.sleep(0.0005)
@@ -297,14 +301,14 @@ def test_killed_at_any_moment_and_started_again_the_record_is_the_same(digits, r
         return moment != "writing" or bool(scraps() - old)
 
     assert killed("training")
-    assert load_state(checkpoint, owner)["control"]["round"] == 0
+    assert load_state(checkpoint, owner)["control"]["pruner"]["round"] == 0
     assert any(killed("writing") for _ in range(10))
     assert killed("pruning")
     assert any(killed("writing") for _ in range(10))
     assert not run.record_path.exists()
 
     said = []
-    assert numbers(perform(run, warn=said.append)) == expected
+    assert numbers(carry_out(run, warn=said.append)) == expected
     assert said == [], "what a kill leaves behind is never damaged"
     assert numbers(read_record(run.record_path)) == expected
     assert not list(results.rglob("*.tmp")) and not checkpoint.exists()
@@ -318,7 +322,7 @@ def test_records_are_the_same_with_and_without_a_shared_dense_phase(results, mon
     alone = {}
     for number, run in enumerate(runs):
         monkeypatch.setenv("PRUNING_RESULTS", str(results / f"alone{number}"))
-        alone[run.name] = numbers(perform(run))
+        alone[run.name] = numbers(carry_out(run))
     result = {run.name: alone[run.name]["result"] for run in runs}
     met = {run.requirement: result[run.name]["iterations_unpruned"] for run in runs}
     assert 0 < met[0.6] < met[0.8]
@@ -328,7 +332,7 @@ def test_records_are_the_same_with_and_without_a_shared_dense_phase(results, mon
         there = []
         for run in order:
             seen = []
-            record = perform(run, progress=lambda event, training, seen=seen: seen.append(event.iteration))
+            record = carry_out(run, progress=lambda event, training, seen=seen: seen.append(event.iteration))
             assert numbers(record) == alone[run.name]
             below = [met[requirement] for requirement in there if requirement <= run.requirement]
             if run.method == "unpruned" and run.requirement in there:

@@ -38,7 +38,7 @@ from pruning.analysis.comparison import front
 from pruning.files import write_whole
 from pruning.study.networks import input_shape, layers
 from pruning.study.records import ROOT
-from pruning.study.runner import BENCHMARKS
+from pruning.study.benchmarks import BENCHMARKS
 
 CENTER = {"ha": "center", "va": "center"}
 BLUE, ORANGE, GREEN = "#dcebf5", "#fbe3c4", "#d5efe5"
