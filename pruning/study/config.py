@@ -3,14 +3,13 @@
     run = Run(study="digits", benchmark="digits-2c", requirement=0.95, method="iterative", seed=0)
     run.key     # SHA-256 of all that the run's numbers follow from, but the data
 
-There are two models of a run: ``Run`` is trained to a requirement (as pruning, or as a ladder of
-HashedNets), a ``Curve`` is measured at fixed compression ratios (or is a scan of single layers).
+A run has a requirement (pruning, or a ladder of HashedNets) or a plan (a trade-off curve at fixed compression
+ratios, or a scan of single layers).
 """
 
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -80,7 +79,11 @@ class Settings(Recipe):
 
     @property
     def limits(self) -> dict[str, int]:
-        return {"patience": self.patience, "budget": self.budget, "ramp": self.ramp}
+        return self.model_dump(exclude=set(Recipe.model_fields))
+
+    @property
+    def recipe(self) -> dict:
+        return self.model_dump(include=set(Recipe.model_fields))
 
 
 class Plan(Strict):
@@ -117,34 +120,39 @@ def member(names: Iterable[str], what: str, name: str) -> str:
     return name
 
 
-class Job(Strict):
-    """What both models of a run share: a name, a key, and places for its files."""
+class Run(Strict):
+    """One run, which leaves one record: benchmark × method × seed, to a ``requirement`` or by a ``plan``."""
 
     study: str
     benchmark: str
+    requirement: Requirement | None = None
+    plan: Plan | None = None
     method: str
     seed: Seed
-    settings: Recipe
-
-    @property
-    @abstractmethod
-    def kind(self) -> str:
-        """What is done: ``requirement``, ``ladder``, ``curve`` or ``scan``."""
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The name of the run's files, unique within its study."""
-
-    @property
-    @abstractmethod
-    def parameters(self) -> dict:
-        """All that the run's numbers follow from, but the data; the method by its own fields."""
+    settings: Settings = Settings()
 
     @field_validator("benchmark")
     @classmethod
     def _benchmark(cls, name: str) -> str:
         return member(BENCHMARKS, "benchmark", name)
+
+    @field_validator("method")
+    @classmethod
+    def _method(cls, name: str, about) -> str:
+        return member([*CURVES, SCAN] if about.data.get("plan") else [*METHODS, HASHED], "method", name)
+
+    @model_validator(mode="after")
+    def _goal(self) -> Run:
+        if (self.requirement is None) == (self.plan is None):
+            raise ValueError("a run has either a requirement or a plan")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """``requirement``, ``ladder`` (of HashedNets), ``curve`` or ``scan`` (of layers)."""
+        if self.plan:
+            return SCAN if self.method == SCAN else "curve"
+        return "ladder" if self.method == HASHED else "requirement"
 
     @property
     def dataset(self) -> str:
@@ -155,6 +163,29 @@ class Job(Strict):
         return BENCHMARKS[self.benchmark][1]
 
     @property
+    def name(self) -> str:
+        """The name of the run's files, unique within its study."""
+        parts = (self.benchmark, self.requirement, self.method, self.seed)
+        return "-".join(str(part) for part in parts if part is not None)
+
+    @property
+    def parameters(self) -> dict:
+        """All that the run's numbers follow from, but the data; the method by its own fields."""
+        own = {"kind": self.kind, "dataset": self.dataset, "network": self.network, "seed": self.seed}
+        if self.plan is None:
+            return own | {
+                "protocol": PROTOCOL, "requirement": self.requirement, "settings": self.settings.model_dump(),
+                "fields": HASHED_FIELDS if self.method == HASHED else method_fields(self.method),
+            }
+        unused = {"ratios", "stage", "rounds"} if self.method == SCAN else {"densities"}
+        fields = {SCAN: {}, SMALL: {"scaled": "widths"}}
+        return own | {
+            "protocol": [PROTOCOL, CURVE_PROTOCOL], "settings": self.settings.recipe,
+            "plan": self.plan.model_dump(mode="json", exclude=unused),
+            "fields": fields[self.method] if self.method in fields else method_fields(self.method) | {"steps": STEPS},
+        }
+
+    @property
     def key(self) -> str:
         """SHA-256 of the parameters."""
         return digest(self.parameters)
@@ -162,17 +193,12 @@ class Job(Strict):
     @property
     def dense_key(self) -> str:
         """SHA-256 of what the training before any pruning follows from, but the data."""
-        recipe = self.settings.model_dump(include=set(Recipe.model_fields))
-        return digest({"protocol": PROTOCOL, "network": self.network, "seed": self.seed} | recipe)
+        return digest({"protocol": PROTOCOL, "network": self.network, "seed": self.seed} | self.settings.recipe)
 
     @property
     def description(self) -> dict:
         """What a record says of its run: its place in the study, and the parameters."""
         return {name: getattr(self, name) for name in ("study", "name", "benchmark", "method")} | self.parameters
-
-    @property
-    def _common(self) -> dict:
-        return {"kind": self.kind, "dataset": self.dataset, "network": self.network, "seed": self.seed}
 
     def place(self, kind: str, ending: str) -> Path:
         """Where the run's file of this kind (``work``, ``models`` or ``compressed``) lies."""
@@ -185,65 +211,8 @@ class Job(Strict):
 
 
 def method_fields(name: str) -> dict:
-    """All that a method's numbers follow from, as JSON knows it: infinity is a text."""
+    """All that a method's numbers follow from, as JSON has it: infinity is text."""
     return json.loads(json.dumps(METHODS[name].fields()), parse_constant=str)
-
-
-class Run(Job):
-    """One training to one delivered model: benchmark × requirement × method × seed."""
-
-    requirement: Requirement
-    settings: Settings = Settings()
-
-    @field_validator("method")
-    @classmethod
-    def _method(cls, name: str) -> str:
-        return member([*METHODS, HASHED], "method", name)
-
-    @property
-    def kind(self) -> str:
-        return "ladder" if self.method == HASHED else "requirement"
-
-    @property
-    def name(self) -> str:
-        return f"{self.benchmark}-{self.requirement}-{self.method}-{self.seed}"
-
-    @property
-    def parameters(self) -> dict:
-        return self._common | {
-            "protocol": PROTOCOL, "requirement": self.requirement, "settings": self.settings.model_dump(),
-            "fields": HASHED_FIELDS if self.method == HASHED else method_fields(self.method),
-        }
-
-
-class Curve(Job):
-    """One trade-off curve, or the scan of a network's layers: benchmark × method × seed."""
-
-    plan: Plan
-    settings: Recipe = Recipe()
-
-    @field_validator("method")
-    @classmethod
-    def _method(cls, name: str) -> str:
-        return member([*CURVES, SCAN], "method", name)
-
-    @property
-    def kind(self) -> str:
-        return SCAN if self.method == SCAN else "curve"
-
-    @property
-    def name(self) -> str:
-        return f"{self.benchmark}-{self.method}-{self.seed}"
-
-    @property
-    def parameters(self) -> dict:
-        unused = {"ratios", "stage", "rounds"} if self.method == SCAN else {"densities"}
-        own = {SCAN: {}, SMALL: {"scaled": "widths"}}
-        return self._common | {
-            "protocol": [PROTOCOL, CURVE_PROTOCOL], "settings": self.settings.model_dump(),
-            "plan": self.plan.model_dump(mode="json", exclude=unused),
-            "fields": own[self.method] if self.method in own else method_fields(self.method) | {"steps": STEPS},
-        }
 
 
 Checked = TypeVar("Checked", bound=Strict)

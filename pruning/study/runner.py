@@ -15,7 +15,7 @@ import torch
 
 from pruning.files import locked, save_state, set_aside
 from pruning.study import datasets, requirement, tradeoff
-from pruning.study.config import Job
+from pruning.study.config import Run
 from pruning.study.machine import checked_device, environment
 from pruning.study.records import folder, write_record
 from pruning.study.states import Context, DenseStates, StateFile
@@ -27,7 +27,7 @@ KINDS: dict[str, Callable] = {
 
 
 def run(
-    job: Job, device: str = "cpu", progress: Callable | None = None, warn: Callable[[str], None] = print,
+    job: Run, device: str = "cpu", progress: Callable | None = None, warn: Callable[[str], None] = print,
     every: float = 20.0,
 ) -> dict:
     """The record of a run: read if it is current, else trained for, resuming its last checkpoint.
@@ -74,7 +74,7 @@ def dataset_of(name: str, device: str) -> datasets.Dataset:
     return datasets.load(name, device)
 
 
-def run_all(jobs: Sequence[Job], device: str = "cpu", processes: int = 1) -> None:
+def run_all(jobs: Sequence[Run], device: str = "cpu", processes: int = 1) -> None:
     """Carry out runs, ``processes`` side by side, and print a line for each.
 
     Those of one benchmark and seed stay in one process: they share their dense training.
@@ -93,7 +93,7 @@ def run_all(jobs: Sequence[Job], device: str = "cpu", processes: int = 1) -> Non
         pool.shutdown(cancel_futures=True)
 
 
-def _run_share(share: list[tuple[str, Job]], device: str) -> None:
+def _run_share(share: list[tuple[str, Run]], device: str) -> None:
     for place, job in share:
         record = run(job, device)
         last = record["points"][-1] if "points" in record else record["result"]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pruning.files import DamagedFile, locked, set_aside, write_whole
 from pruning.study import datasets
-from pruning.study.config import Job, StudyError
+from pruning.study.config import Run, StudyError
 from pruning.study.records import folder, from_line, key_of, lines, published_path, to_line, write_records
 from pruning.study.studies import Study
 
@@ -27,7 +27,7 @@ def fingerprint_of(name: str) -> str | None:
     return datasets.fingerprint(name)
 
 
-def current(run: Job) -> dict | None:
+def current(run: Run) -> dict | None:
     """The run's record if it is whole and made from the same parameters and data, else None.
 
     Where the data is not at hand its fingerprint cannot be compared, and the record counts.
@@ -35,7 +35,7 @@ def current(run: Job) -> dict | None:
     return all_current([run]).get(run)
 
 
-def all_current(runs: Iterable[Job]) -> dict[Job, dict]:
+def all_current(runs: Iterable[Run]) -> dict[Run, dict]:
     """The current record of each run that has one; what is published comes before what lies under ``work/``."""
     published: dict[Path, dict[bytes, list[bytes]]] = {}
     records = {}
@@ -65,7 +65,7 @@ def recorded(study: Study) -> list[dict]:
     return records
 
 
-def outdated(run: Job) -> str | None:
+def outdated(run: Run) -> str | None:
     """Why a record that there is of the run is not current; None where there is none."""
     name = f'"name":"{run.name}"'.encode()
     own = [line for line in lines(published_path(run.study, run.benchmark)) if name in line] + lines(run.record_path)
@@ -74,7 +74,7 @@ def outdated(run: Job) -> str | None:
     return "damaged" if any(_readable(line) is None for line in own) else "of other parameters or data"
 
 
-def unpublished(runs: Iterable[Job]) -> list[Job]:
+def unpublished(runs: Iterable[Run]) -> list[Run]:
     """The runs whose record lies under ``work/`` still."""
     return [run for run in runs if run.record_path.is_file()]
 
@@ -116,7 +116,7 @@ def publish(study: Study, warn: Callable[[str], None] = print) -> None:
                 path.unlink(missing_ok=True)
 
 
-def forget(runs: Iterable[Job]) -> None:
+def forget(runs: Iterable[Run]) -> None:
     """Remove the records of runs, published or not, and all else that would spare them a training."""
     names: dict[Path, set[str]] = {}
     for run in runs:
@@ -149,6 +149,6 @@ def _readable(line: bytes) -> dict | None:
         return None
 
 
-def _belongs(record: dict, run: Job) -> bool:
+def _belongs(record: dict, run: Run) -> bool:
     same = record.get("key") == run.key and record["run"]["name"] == run.name
     return same and fingerprint_of(run.dataset) in (None, record["fingerprint"])

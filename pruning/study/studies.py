@@ -22,8 +22,6 @@ from pruning.study.config import (
     CURVES,
     HASHED,
     SCAN,
-    Curve,
-    Job,
     Plan,
     Recipe,
     Requirement,
@@ -84,7 +82,7 @@ class Study(Strict):
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     requirements: dict[str, tuple[float, ...]]
-    settings: dict[str, Recipe]
+    settings: dict[str, Settings]
     plan: Plan | None = None
 
     @property
@@ -92,10 +90,10 @@ class Study(Strict):
         return tuple(self.settings)
 
     @property
-    def runs(self) -> tuple[Job, ...]:
+    def runs(self) -> tuple[Run, ...]:
         return self.select()
 
-    def select(self, benchmark=None, requirements=None, methods=None, seeds=None) -> tuple[Job, ...]:
+    def select(self, benchmark=None, requirements=None, methods=None, seeds=None) -> tuple[Run, ...]:
         """The runs of the study, or those asked for; ``None`` means all that the study has.
 
         ``benchmark`` is a name or a list of names; requirements, methods and seeds may go beyond
@@ -112,7 +110,7 @@ class Study(Strict):
             raise StudyError(f"the study '{self.name}' measures trade-offs: its runs have no requirement")
         own = self.methods + ((SCAN,) if self.plan else ())
         return tuple(
-            checked(Curve if self.plan else Run, goal | {
+            checked(Run, goal | {
                 "study": self.name, "benchmark": name, "method": method, "seed": seed, "settings": self.settings[name],
             })
             for name in names
@@ -150,7 +148,7 @@ def load(name: str | Path) -> Study:
         place = f"{path}: benchmarks.{benchmark}."
         part = checked(_Part if curves else _RequirementPart, values, place)
         own = checked(model, part.settings, f"{place}settings.").model_dump(exclude_unset=True)
-        settings[benchmark] = model(**common | own)
+        settings[benchmark] = Settings(**common | own)
         requirements[benchmark] = () if curves else tuple(part.requirements)
     lists = {f"benchmarks.{benchmark}.requirements": values for benchmark, values in requirements.items()}
     for what, values in (lists | {"methods": spec.methods, "seeds": spec.seeds}).items():

@@ -22,7 +22,7 @@ from pruning.masks import masked_layers
 from pruning.methods import METHODS, Method
 from pruning.schedules import PolynomialSchedule
 from pruning.strategies import Rounds
-from pruning.study.config import SMALL, STEPS, Curve
+from pruning.study.config import SMALL, STEPS, Run
 from pruning.study.networks import Layer
 from pruning.study.networks import layers as network_layers
 from pruning.study.states import Context
@@ -31,21 +31,21 @@ from pruning.study.training import Training, accuracy, batches, generator, prepa
 RANDOM = 4  # the purpose of a random generator (see ``training.generator``)
 
 
-def curve(curve: Curve, context: Context) -> tuple[dict, None]:
+def curve(run: Run, context: Context) -> tuple[dict, None]:
     """Measure a method at every compression ratio; the record's parts."""
-    measure = {"unpruned": _unpruned, SMALL: _small}.get(curve.method, _pruned)
-    return {"points": list(measure(curve, context))}, None
+    measure = {"unpruned": _unpruned, SMALL: _small}.get(run.method, _pruned)
+    return {"points": list(measure(run, context))}, None
 
 
 @torch.no_grad()
-def scan(curve: Curve, context: Context) -> tuple[dict, None]:
+def scan(run: Run, context: Context) -> tuple[dict, None]:
     """Prune each layer of the dense network alone to every density; the record's parts."""
-    average = _dense(curve, context).average
+    average = _dense(run, context).average
     whole, points = accuracy(average, context.dataset.validation), []
-    for part in network_layers(curve.network):
+    for part in network_layers(run.network):
         place = {"layer": part.name, "kind": part.kind}
         points.append(place | {"density": 1.0, "validation_accuracy": whole})
-        for density in curve.plan.densities:
+        for density in run.plan.densities:
             model = copy.deepcopy(average)
             layer = {part.name: masked_layers(model)[part.name]}
             scores = {part.name: layer[part.name].weight.abs()}
@@ -55,60 +55,60 @@ def scan(curve: Curve, context: Context) -> tuple[dict, None]:
     return {"points": points}, None
 
 
-def _pruned(curve: Curve, context: Context) -> Iterator[dict]:
-    method, plan = METHODS[curve.method], curve.plan
-    rng = generator(curve.seed, RANDOM)
-    training, before = _dense(curve, context), 1.0
-    stream = _batches(curve, context)
+def _pruned(run: Run, context: Context) -> Iterator[dict]:
+    method, plan = METHODS[run.method], run.plan
+    rng = generator(run.seed, RANDOM)
+    training, before = _dense(run, context), 1.0
+    stream = _batches(run, context)
     for number, ratio in enumerate(plan.ratios, start=1):
         if getattr(method.strategy, "from_dense", False):
-            training, stream = _dense(curve, context), _batches(curve, context)
+            training, stream = _dense(run, context), _batches(run, context)
             length, steps = number * plan.stage, {0: 1 / ratio}
         else:
             length, steps = plan.stage, prunings(method, before, 1 / ratio, plan.stage, plan.rounds)
         for iteration in range(length):
             if iteration in steps:
                 cut(training, method, steps[iteration], rng)
-            step(training, curve.settings, *next(stream))
+            step(training, run.settings, *next(stream))
         before = 1 / ratio
-        yield _point(curve, ratio, training, context, network_layers(curve.network))
+        yield _point(run, ratio, training, context, network_layers(run.network))
 
 
-def _small(curve: Curve, context: Context) -> Iterator[dict]:
-    recipe, plan = curve.settings, curve.plan
+def _small(run: Run, context: Context) -> Iterator[dict]:
+    recipe, plan = run.settings, run.plan
     for number, ratio in enumerate(plan.ratios, start=1):
-        notation = scaled(curve.network, ratio)
-        training = prepare(notation, recipe, 0.5, METHODS["unpruned"], curve.seed, context.device)
-        stream = batches(context.dataset, recipe, curve.seed)
+        notation = scaled(run.network, ratio)
+        training = prepare(notation, recipe, 0.5, METHODS["unpruned"], run.seed, context.device)
+        stream = batches(context.dataset, recipe, run.seed)
         for _ in range(plan.dense + number * plan.stage):
             step(training, recipe, *next(stream))
-        yield _point(curve, ratio, training, context, network_layers(notation)) | {"network": notation}
+        yield _point(run, ratio, training, context, network_layers(notation)) | {"network": notation}
 
 
-def _unpruned(curve: Curve, context: Context) -> Iterator[dict]:
-    training, stream = _dense(curve, context), _batches(curve, context)
-    for _ in range(len(curve.plan.ratios) * curve.plan.stage):
-        step(training, curve.settings, *next(stream))
-    yield _point(curve, 1.0, training, context, network_layers(curve.network))
+def _unpruned(run: Run, context: Context) -> Iterator[dict]:
+    training, stream = _dense(run, context), _batches(run, context)
+    for _ in range(len(run.plan.ratios) * run.plan.stage):
+        step(training, run.settings, *next(stream))
+    yield _point(run, 1.0, training, context, network_layers(run.network))
 
 
-def _batches(curve: Curve, context: Context) -> Iterator:
+def _batches(run: Run, context: Context) -> Iterator:
     """The batches after the dense training."""
-    return batches(context.dataset, curve.settings, curve.seed, curve.plan.dense)
+    return batches(context.dataset, run.settings, run.seed, run.plan.dense)
 
 
-def _dense(curve: Curve, context: Context) -> Training:
+def _dense(run: Run, context: Context) -> Training:
     """The training that all methods of a benchmark and seed start from; trained once, then resumed."""
     def new() -> Training:
-        return prepare(curve.network, curve.settings, 0.5, METHODS["unpruned"], curve.seed, context.device)
+        return prepare(run.network, run.settings, 0.5, METHODS["unpruned"], run.seed, context.device)
 
-    saved = context.dense.at(f"{curve.plan.dense}-iterations")
+    saved = context.dense.at(f"{run.plan.dense}-iterations")
     with locked(saved.path.with_suffix(".lock")):
         state = saved.load(context.device)
         if state is None:
-            training, stream = new(), batches(context.dataset, curve.settings, curve.seed)
-            for _ in range(curve.plan.dense):
-                step(training, curve.settings, *next(stream))
+            training, stream = new(), batches(context.dataset, run.settings, run.seed)
+            for _ in range(run.plan.dense):
+                step(training, run.settings, *next(stream))
             saved.save(training.state_dict())
             # As every later run has it: loaded tensors may differ in memory layout, and so in rounding.
             state = saved.load(context.device)
@@ -204,9 +204,9 @@ def scaled(notation: str, ratio: float) -> str:
 
 
 def _point(
-    curve: Curve, ratio: float, training: Training, context: Context, table: tuple[Layer, ...]
+    run: Run, ratio: float, training: Training, context: Context, table: tuple[Layer, ...]
 ) -> dict:
-    pruned, whole, dataset = masked_layers(training.average), network_layers(curve.network), context.dataset
+    pruned, whole, dataset = masked_layers(training.average), network_layers(run.network), context.dataset
     significant = {layer.name: pruned[layer.name].significant for layer in table}
     synapses, left = sum(layer.synapses for layer in whole), sum(significant.values())
     macs, macs_left = sum(layer.macs for layer in whole), sum(significant[part.name] * part.positions for part in table)

@@ -9,7 +9,7 @@ from pruning.methods import METHODS
 from pruning.schedules import GeometricSchedule
 from pruning.strategies import Rounds
 from pruning.study import config
-from pruning.study.config import Curve, Plan, Recipe, Run, Settings
+from pruning.study.config import Plan, Run, Settings
 from pruning.study.records import digest
 
 SETTINGS = Settings(batch=32, warmup=20, averaging=0.9, interval=20, patience=4, budget=80, ramp=40)
@@ -21,9 +21,9 @@ def run_of(method="random", **settings):
     return Run(study="tiny", benchmark="digits-2c", requirement=0.5, method=method, seed=0, settings=settings)
 
 
-def curve_of(method="random", settings=None, **plan):
+def curve_of(method="random", **plan):
     plan = PLAN.model_copy(update=plan)
-    return Curve(study="tiny", benchmark="digits-2c", method=method, seed=0, plan=plan, settings=settings or Recipe())
+    return Run(study="tiny", benchmark="digits-2c", method=method, seed=0, plan=plan)
 
 
 def test_a_key_follows_from_the_parameters_alone():
@@ -76,5 +76,8 @@ def test_a_run_that_cannot_be_is_an_error():
         curve_of("hashed")
     with pytest.raises(ValueError, match="no benchmark 'mnist'"):
         Run(study="tiny", benchmark="mnist", requirement=0.5, method="random", seed=0)
+    for goal in ({}, {"requirement": 0.5, "plan": PLAN}):
+        with pytest.raises(ValueError, match="either a requirement or a plan"):
+            Run(study="tiny", benchmark="digits-2c", method="random", seed=0, **goal)
     with pytest.raises(ValueError, match="frozen"):
         run_of().seed = 1
