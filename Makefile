@@ -7,7 +7,8 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # One thread a process: two processes of one thread beat one of two.
 export OMP_NUM_THREADS := 1
-SNAKEMAKE = snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DEVICE)
+# By its path: make 3.81, which macOS has, does not look for commands in the PATH set here.
+SNAKEMAKE = $(BIN)/snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DEVICE)
 
 .DEFAULT_GOAL := help
 .PHONY: help install study figures savings status tradeoff report bench readme notebooks lab test clean
@@ -17,13 +18,15 @@ help: ## this text
 	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (one to two hours on 2 cores)"
 	@echo "make study FRESH=1         train again what is trained already"
 	@echo
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-17s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Options: STUDY=digits|report|methods|ingredients|lenet|smallest, JOBS=2 (trainings side by side), DEVICE=cpu|cuda, PYTHON=python3"
 
 install: .venv/installed ## make .venv with the exact versions of requirements.lock
 
 .venv/installed: requirements.lock pyproject.toml
+	@test -d .venv || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5) and \
+		"Python 3.11.5 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + ": name one, as in make PYTHON=python3.12")'
 	@test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .

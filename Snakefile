@@ -2,7 +2,7 @@
 #   snakemake                                the digits study
 #   snakemake --config study=report          MNIST and CIFAR-10
 #   snakemake --config study=report train=no  only what the records that are there give
-import fcntl
+import contextlib
 import json
 import re
 import shlex
@@ -11,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 
 from pruning.analysis import figures
 from pruning.study import records, store, studies
+from pruning.study.locks import locked
 
 # What --config takes.
 KNOWN = {"study": (".+", "a name"), "device": (r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:0"), "train": ("True|False|yes|no", "yes or no")}
@@ -58,7 +59,7 @@ for benchmark, seed in LACKING:
 
 # Papermill writes into the log, which outlives a failure; the output appears when all went well.
 PAPERMILL = (
-    "papermill --no-progress-bar --log-level WARNING -k python3 -y {params.given} {params.notebook} {log}"
+    "papermill --no-progress-bar --log-level WARNING -k python3 -y {params.given} {params.notebook} {log:q}"
     " || {{ echo 'The executed notebook, with the error in it: {log}' >&2; exit 1; }}"
 )
 
@@ -84,15 +85,16 @@ def given(benchmark=None, seeds=None):
     return shlex.quote(json.dumps(parameters))
 
 
+# Open until this process ends, however it ends.
+held = contextlib.ExitStack()
+
+
+def busy(pid):
+    raise WorkflowError(f"another process is running the study '{STUDY.name}' (process {pid}): wait for it, or stop it")
+
+
 onstart:
-    # Held until this process ends, however it ends.
-    global lock
-    WORK.mkdir(parents=True, exist_ok=True)
-    lock = open(WORK / "study.lock", "a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise WorkflowError(f"another process is running the study '{STUDY.name}': wait for it, or stop it")
+    held.enter_context(locked(WORK / "study.lock", waiting=busy))
 
 
 rule all:
@@ -117,7 +119,7 @@ rule runs:
     params:
         given=lambda w: given(w.benchmark, [int(w.seed)]),
         notebook="notebooks/1-benchmark.ipynb",
-    shell: PAPERMILL + "; cp {log} {output}"
+    shell: PAPERMILL + "; cp {log:q} {output:q}"
 
 
 rule table:
@@ -143,7 +145,7 @@ rule benchmark:
         given=lambda w: given(w.benchmark, STUDY.seeds),
         notebook="notebooks/1-benchmark.ipynb",
     # Without the machine's folders, which papermill writes into the metadata.
-    shell: PAPERMILL + r"; sed -E 's|(\"output_path\": \")[^\"]*/|\1|' {log} > {output}"
+    shell: PAPERMILL + r"""; sed -E 's|("output_path": ")[^"]*/|\1|' {log:q} > {output:q}"""
 
 
 for story, names in STORIES.items():

@@ -115,11 +115,11 @@ def readme(given: argparse.Namespace) -> None:
     from pruning.files import write_whole
     from pruning.methods import METHODS
     from pruning.study.config import StudyError
-    from pruning.study.records import ROOT
+    from pruning.study.paths import root
     from pruning.study.store import recorded
     from pruning.study.studies import load
 
-    path, more = ROOT / "README.md", {"smallest": [], "methods": []}
+    path, more = root() / "README.md", {"smallest": [], "methods": []}
     for name in more:
         with contextlib.suppress(StudyError):
             more[name] = recorded(load(name))

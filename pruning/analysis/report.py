@@ -27,9 +27,8 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbconvert.preprocessors import ExecutePreprocessor
 
 from pruning.files import write_whole
-from pruning.study.records import ROOT
+from pruning.study.paths import root
 
-OUTPUT = ROOT / "build" / "report.html"
 SCREEN = 100  # dots an inch at which a figure has its natural size on the page
 SHARP = 2 * SCREEN
 
@@ -50,7 +49,7 @@ class _Renderer(IPythonRenderer):
 
 def notebooks() -> list[Path]:
     """The story's notebooks, by their number."""
-    found = [path for path in (ROOT / "notebooks").glob("*.ipynb") if path.name[0].isdigit()]
+    found = [path for path in (root() / "notebooks").glob("*.ipynb") if path.name[0].isdigit()]
     return sorted(found, key=lambda path: int(re.match(r"\d+", path.name)[0]))
 
 
@@ -61,7 +60,7 @@ def build(paths: Iterable[Path], execute: bool = True) -> str:
     be read or fails.
     """
     exporter = HTMLExporter(
-        template_name="report", extra_template_basedirs=[str(ROOT)],
+        template_name="report", extra_template_basedirs=[str(root())],
         exclude_input_prompt=True, exclude_output_prompt=True,
     )
     exporter.register_filter("markdown2html", markdown)
@@ -76,11 +75,11 @@ def build(paths: Iterable[Path], execute: bool = True) -> str:
         parts.append({"name": path.stem, "title": heading.lstrip("# "), "body": _placed(body, path.stem, names)})
     front = markdown(_front())
     title = re.search(r"<h1[^>]*>(.*?)</h1>", front)[1]
-    executed = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("data/results/report/notebooks/*.ipynb"))
+    executed = sorted(str(path.relative_to(root())) for path in root().glob("data/results/report/notebooks/*.ipynb"))
     page = exporter.environment.get_template("page.html.j2")
     return page.render(
         title=title, parts=parts, front=_linked(_inlined(_scrolling(front)), names), executed=executed,
-        style=(ROOT / "report" / "style.css").read_text(),
+        style=(root() / "report" / "style.css").read_text(),
     )
 
 
@@ -157,7 +156,7 @@ def _linked(body: str, names: set[str]) -> str:
 
 def _front() -> str:
     """The README up to where it lists the notebooks."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (root() / "README.md").read_text(encoding="utf-8")
     return text.split("\n## Read\n")[0]
 
 
@@ -169,7 +168,7 @@ def _inlined(body: str) -> str:
     """The README's pictures put into the page, its links seen from there."""
 
     def inside(found: re.Match) -> str:
-        data = base64.b64encode((ROOT / found[1]).read_bytes()).decode()
+        data = base64.b64encode((root() / found[1]).read_bytes()).decode()
         return f'src="data:image/png;base64,{data}"'
 
     body = re.sub(r'src="((?!data:)[^":]+\.png)"', inside, body)
@@ -180,16 +179,17 @@ def _inlined(body: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Put all notebooks into one HTML page."""
     parser = argparse.ArgumentParser(prog="python -m pruning.analysis.report", description=main.__doc__)
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--output", type=Path, help="default build/report.html")
     parser.add_argument("--as-committed", action="store_true", help="take the notebooks' outputs as they are")
     given = parser.parse_args(arguments)
     try:
+        output = given.output or root() / "build" / "report.html"
         page = build(notebooks(), execute=not given.as_committed)
-        write_whole(given.output, page.encode())
+        write_whole(output, page.encode())
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{given.output}: {len(page.encode()) / 2**20:.1f} MiB")
+    print(f"{output}: {len(page.encode()) / 2**20:.1f} MiB")
     return 0
 
 

@@ -34,8 +34,9 @@ from pruning.files import DamagedFile, load_state, write_whole
 from pruning.masks import masked_layers, unmasked
 from pruning.study import datasets
 from pruning.study.networks import input_shape
-from pruning.study.records import ROOT, digest, folder, read_record, write_record
 from pruning.study.config import HASHED, Run, StudyError
+from pruning.study.paths import root
+from pruning.study.records import digest, folder, read_record, write_record
 from pruning.study.store import recorded
 from pruning.study.studies import Study, load
 from pruning.study.training import accuracy, batches
@@ -349,7 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
             kept = held(tables(study)[1])
             print(f"{len(stored)} models; {kept.sum()} of {len(kept)} keep their requirement with shared weights")
         else:
-            path = ROOT / "README.md"
+            path = root() / "README.md"
             write_whole(path, readme(path.read_text(encoding="utf-8"), study, given.method).encode())
     except (StudyError, DamagedFile, datasets.DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""torchvision's datasets and transforms, also where it does not fit the torch at hand."""
+"""Import torchvision's datasets and transforms, also where it does not fit the installed torch."""
 
 import sys
 

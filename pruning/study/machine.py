@@ -13,7 +13,7 @@ import torch
 from pruning import __version__
 from pruning.accel import convolution
 from pruning.study.config import StudyError
-from pruning.study.records import ROOT
+from pruning.study.paths import find_root
 
 
 def checked_device(name: str) -> torch.device:
@@ -47,7 +47,7 @@ def environment(device: torch.device | str = "cpu") -> dict:
 @functools.cache
 def _revision() -> str:
     answer = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=find_root(), capture_output=True, text=True, check=False
     )
     return answer.stdout.strip() or "unknown"
 

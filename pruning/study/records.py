@@ -15,14 +15,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pruning.files import DamagedFile, write_whole
+from pruning.study.paths import root
 
-ROOT = Path(__file__).resolve().parents[2]
 _MARK = b',"digest":"'
 
 
 def folder(study: str) -> Path:
     """Where a study's results lie: under ``PRUNING_RESULTS``, else ``data/results``."""
-    return Path(os.environ.get("PRUNING_RESULTS") or ROOT / "data" / "results") / study
+    return Path(os.environ.get("PRUNING_RESULTS") or root() / "data" / "results") / study
 
 
 def published_path(study: str, benchmark: str) -> Path:

@@ -56,7 +56,7 @@ def summary(run: Run, dataset: Dataset, outcome: Outcome) -> dict:
     parts = [
         {
             "name": layer.name, "kind": layer.kind, "shape": list(layer.shape), "synapses": layer.synapses,
-            "significant": after[layer.name].significant, "positions": layer.positions,
+            "significant": after[layer.name].significant, "positions": layer.output_positions,
         }
         | _mask(after[layer.name].mask, layer)
         for layer in table
@@ -82,7 +82,7 @@ def summary(run: Run, dataset: Dataset, outcome: Outcome) -> dict:
             "macs_dense": macs,
             # Hashed connections share their weights, but each of them multiplies.
             "macs": sum(
-                getattr(after[layer.name], "connections", after[layer.name].significant) * layer.positions
+                getattr(after[layer.name], "connections", after[layer.name].significant) * layer.output_positions
                 for layer in table
             ),
             # A backward pass takes about twice the forward pass's multiply-accumulates.

@@ -13,9 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from pruning.files import locked, save_state, set_aside
+from pruning.files import save_state, set_aside
 from pruning.study import datasets, requirement, tradeoff
 from pruning.study.config import Run
+from pruning.study.locks import locked
 from pruning.study.machine import checked_device, environment
 from pruning.study.records import folder, write_record
 from pruning.study.states import Context, DenseStates, StateFile

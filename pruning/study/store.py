@@ -14,9 +14,10 @@ import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from pruning.files import DamagedFile, locked, set_aside, write_whole
+from pruning.files import DamagedFile, set_aside, write_whole
 from pruning.study import datasets
 from pruning.study.config import Run, StudyError
+from pruning.study.locks import locked
 from pruning.study.records import folder, from_line, key_of, lines, published_path, to_line, write_records
 from pruning.study.studies import Study
 

@@ -33,7 +33,7 @@ from pruning.study.config import (
     checked,
     member,
 )
-from pruning.study.records import ROOT
+from pruning.study.paths import root
 
 REPORTED_METHOD = "iterative"  # the report's own
 
@@ -125,12 +125,12 @@ class Study(Strict):
 
 def names() -> list[str]:
     """The studies that there are."""
-    return sorted(path.stem for path in (ROOT / "studies").glob("*.yaml"))
+    return sorted(path.stem for path in (root() / "studies").glob("*.yaml"))
 
 
 def load(name: str | Path) -> Study:
     """The study ``studies/<name>.yaml``, or the one in a YAML file; ``StudyError`` says what is wrong."""
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else ROOT / "studies" / f"{name}.yaml"
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else root() / "studies" / f"{name}.yaml"
     if not path.is_file():
         raise StudyError(f"no study '{name}' ({path} is missing); there are {', '.join(names())}")
     try:

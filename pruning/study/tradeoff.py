@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from pruning import allocation
-from pruning.files import locked
 from pruning.masks import masked_layers
 from pruning.methods import METHODS, Method
 from pruning.schedules import PolynomialSchedule
 from pruning.strategies import Rounds
 from pruning.study.config import SMALL, STEPS, Run
+from pruning.study.locks import locked
 from pruning.study.networks import Layer
 from pruning.study.networks import layers as network_layers
 from pruning.study.states import Context
@@ -209,7 +209,7 @@ def _point(
     pruned, whole, dataset = masked_layers(training.average), network_layers(run.network), context.dataset
     significant = {layer.name: pruned[layer.name].significant for layer in table}
     synapses, left = sum(layer.synapses for layer in whole), sum(significant.values())
-    macs, macs_left = sum(layer.macs for layer in whole), sum(significant[part.name] * part.positions for part in table)
+    macs, macs_left = sum(layer.macs for layer in whole), sum(significant[part.name] * part.output_positions for part in table)
     return {
         "ratio": ratio, "significant": left, "density": left / synapses, "compression": synapses / left,
         "speedup": macs / max(macs_left, 1), "densities": {

@@ -29,8 +29,9 @@ from pruning.deploy.energy import DRAM_PJ, SRAM_PJ
 from pruning.files import DamagedFile
 from pruning.masks import masked_layers
 from pruning.study import datasets, runner
-from pruning.study.records import ROOT, folder, read_record, write_record
 from pruning.study.config import HASHED, StudyError
+from pruning.study.paths import root
+from pruning.study.records import folder, read_record, write_record
 from pruning.study.store import recorded
 from pruning.study.studies import load
 from pruning.study.training import accuracy, network
@@ -39,7 +40,7 @@ STUDY = """
 title: a few quick runs
 benchmarks:
   digits-2c:
-    requirements: [0.4, 0.6]
+    requirements: [0.4, 0.5]
 methods: [unpruned, iterative, gradual]
 seeds: [0, 1, 2]
 settings: {batch: 32, warmup: 20, averaging: 0.9, interval: 20, patience: 3, ramp: 60, budget: 160}
@@ -205,9 +206,9 @@ def test_the_smallest_codebook_that_keeps_the_goal_is_taken():
 
 def test_what_is_shown_is_the_median_of_the_highest_requirement_that_was_met(copied):
     (run,) = shown(copied, "iterative")
-    chosen = [read_record(other.record_path) for other in copied.select(requirements=[0.6], methods=["iterative"])]
+    chosen = [read_record(other.record_path) for other in copied.select(requirements=[0.5], methods=["iterative"])]
     densities = sorted(record["result"]["density"] for record in chosen)
-    assert run.requirement == 0.6 and read_record(run.record_path)["result"]["density"] == densities[1]
+    assert run.requirement == 0.5 and read_record(run.record_path)["result"]["density"] == densities[1]
     for record, value in zip(chosen, (0.1, 0.3, 0.2)):
         result = record["result"] | {"density": value, "reached": value < 0.3}
         write_record(folder("quick") / "work" / f"{record['run']['name']}.json", record | {"result": result})
@@ -243,9 +244,9 @@ def test_the_readme_table_says_what_the_tables_say(made):
     stored, energies = savings.tables(quick)
     text = markdown(quick, "gradual")
     (line,) = text.splitlines()[2:]
-    rows = stored.query("requirement == 0.6 and method == 'gradual' and encoding == 'compact'")
-    costs = energies.query("requirement == 0.6 and method == 'gradual'").query("on_chip_bytes == @ON_CHIP[0]")
-    assert line.startswith(f"| digits-2c, Digits | 60 % | 3 of 3 | {rows['significant'].mean():,.0f} |")
+    rows = stored.query("requirement == 0.5 and method == 'gradual' and encoding == 'compact'")
+    costs = energies.query("requirement == 0.5 and method == 'gradual'").query("on_chip_bytes == @ON_CHIP[0]")
+    assert line.startswith(f"| digits-2c, Digits | 50 % | 3 of 3 | {rows['significant'].mean():,.0f} |")
     assert f"{rows['bytes'].mean():,.0f} bytes" in line and f"{100 * rows['test_accuracy'].mean():.2f} %" in line
     dense, small = (costs.query("variant == @variant")["total_nj"].mean() / 1e3 for variant in ("dense", "compressed"))
     assert f"{dense:.1f} to {small:.1f} µJ, {dense / small:.1f}× less" in line
@@ -293,7 +294,7 @@ def test_the_command_makes_everything_and_names_what_is_wrong(copied, tmp_path, 
     assert main(["tables", "quick", "--method", "gradual"]) == 0
     said = capsys.readouterr().out
     assert "12 models; 12 of 12 keep their requirement" in said and ".prn" in said
-    assert len(list((folder("quick") / "compressed").glob("digits-2c-0.6-gradual-*.prn"))) == 1
+    assert len(list((folder("quick") / "compressed").glob("digits-2c-0.5-gradual-*.prn"))) == 1
     assert main(["tables", "nothing"]) == 1 and "no study 'nothing'" in capsys.readouterr().err
     assert main(["tables", "quick", "--method", "magic"]) == 1 and "no method 'magic'" in capsys.readouterr().err
 
@@ -311,13 +312,13 @@ def test_the_committed_tables_belong_to_the_committed_records(report):
 
 
 def test_the_committed_readme_holds_what_the_committed_tables_give(report):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (root() / "README.md").read_text(encoding="utf-8")
     assert savings.readme(text, report) == text, "run 'make readme'"
 
 
 def test_the_notebooks_show_the_method_whose_models_are_committed():
     for name in ("6-memory-and-energy", "7-deploy"):
-        cells = json.loads((ROOT / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        cells = json.loads((root() / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
         (given,) = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
         assert f'method = "{savings.SHOWN}"' in given.splitlines()
 

@@ -504,7 +504,7 @@ def test_five_lines_in_ones_own_loop():
         assert not layer.weight[~layer.mask].any()
 
 
-@pytest.mark.parametrize("trained", [0, 300])
+@pytest.mark.parametrize("trained", [0, 100])
 def test_adaptive_in_ones_own_loop(trained):
     data = datasets.load("digits")
     torch.manual_seed(0)

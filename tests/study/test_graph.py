@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
-from pruning.study.records import ROOT, digest, from_line, lines, published_path
+from pruning.study.records import digest, from_line, lines
+
+ROOT = Path(__file__).resolve().parents[2]
 
 PICTURES = (
     "figure-1-iterative-pruning", "figure-2-implementation", "figure-3-benchmarks",

@@ -13,9 +13,10 @@ import torch
 from tiny import ROOT, Stop, alter, numbers, published, retrained, run_of, stamps, truncate, untrained
 
 from pruning.analysis.tables import frame
-from pruning.files import load_state, locked, save_state
+from pruning.files import load_state, save_state
 from pruning.masks import density, masked_layers
 from pruning.study.config import StudyError
+from pruning.study.locks import locked
 from pruning.study.machine import checked_device, environment
 from pruning.study.records import folder, published_path, read_record, write_record
 from pruning.study.runner import run as carry_out

@@ -84,7 +84,7 @@ def test_a_speedup_is_what_the_masks_say(tiny):
     table = layers(BENCHMARKS["digits-2c"][1])
     record = next(record for record in recorded(tiny) if record["run"]["method"] == "iterative")
     for point in record["points"]:
-        left = sum(round(point["densities"][layer.name] * layer.synapses) * layer.positions for layer in table)
+        left = sum(round(point["densities"][layer.name] * layer.synapses) * layer.output_positions for layer in table)
         assert point["speedup"] == pytest.approx(sum(layer.macs for layer in table) / left, rel=0.01)
 
 

@@ -37,8 +37,8 @@ from pruning.analysis.comparison import METHOD as OURS
 from pruning.analysis.comparison import front
 from pruning.files import write_whole
 from pruning.study.networks import input_shape, layers
-from pruning.study.records import ROOT
 from pruning.study.benchmarks import BENCHMARKS
+from pruning.study.paths import root
 
 CENTER = {"ha": "center", "va": "center"}
 BLUE, ORANGE, GREEN = "#dcebf5", "#fbe3c4", "#d5efe5"
@@ -144,7 +144,7 @@ def spread(values: Iterable[float], form: str = "{:.1%}") -> str:
 
 def folder(study: str) -> Path:
     """Where a study's figures lie: under ``PRUNING_FIGURES``, else ``figures``."""
-    return Path(os.environ.get("PRUNING_FIGURES") or ROOT / "figures") / study
+    return Path(os.environ.get("PRUNING_FIGURES") or root() / "figures") / study
 
 
 def style():
@@ -790,7 +790,7 @@ def _network(axes, notation: str, most: int) -> None:
     axes.text(0, -0.62, "input", fontsize=9, fontweight="bold", **CENTER)
     for number, layer in enumerate(found, start=1):
         if layer.kind == "conv":
-            side = round(layer.positions**0.5)
+            side = round(layer.output_positions**0.5)
             _maps(axes, number, layer.shape[0], side, side, "#0072b2")
         else:
             tall = 0.42 * np.log10(layer.shape[0])
