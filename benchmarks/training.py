@@ -29,10 +29,13 @@ from torch.utils.data import DataLoader, Dataset
 from pruning.accel import convolution
 from pruning.files import load_state, save_state
 from pruning.masks import masked_layers, unmasked
+from pruning.methods import METHODS
 from pruning.notation import input_shape, layers, lenet
 from pruning.study import datasets
-from pruning.study.runner import BENCHMARKS, checked_device, environment
-from pruning.study.training import Recipe, accuracy, batches, prepare, step
+from pruning.study.benchmarks import BENCHMARKS
+from pruning.study.config import Recipe
+from pruning.study.machine import checked_device, environment
+from pruning.study.training import accuracy, batches, prepare, step
 
 HERE = Path(__file__).parent
 DENSITY = 0.5
@@ -344,7 +347,7 @@ def main() -> None:
             parts.append((f"load {name} from its prepared copy", seconds))
     dataset, notation = BENCHMARKS[given.benchmarks[0]]
     data = datasets.load(dataset, device)
-    training = prepare(notation, Recipe(), 0.5, None, 0, device)
+    training = prepare(notation, Recipe(), 0.5, METHODS["unpruned"], 0, device)
     parts.append((f"evaluate the {len(data.test.labels):,} test images of {given.benchmarks[0]}",
                   median_seconds(lambda: accuracy(training.average, data.test))))
     with tempfile.TemporaryDirectory() as folder:

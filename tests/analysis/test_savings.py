@@ -19,11 +19,12 @@ from pruning.deploy import storage
 from pruning.deploy.energy import DRAM_PJ, SRAM_PJ
 from pruning.files import DamagedFile, load_state
 from pruning.masks import masked_layers
-from pruning.study import datasets
-from pruning.study import runner as study
+from pruning.study import datasets, runner
+from pruning.study.config import HASHED, StudyError
 from pruning.study.paths import root
 from pruning.study.records import folder, read_record, write_record
-from pruning.study.runner import StudyError, load, recorded
+from pruning.study.store import recorded
+from pruning.study.studies import load
 from pruning.study.training import accuracy, network
 
 STUDY = """
@@ -46,7 +47,7 @@ def made(tmp_path_factory):
         patch.setenv("PRUNING_RESULTS", str(place))
         quick = load(place / "quick.yaml")
         for run in quick.runs:
-            study.perform(run)
+            runner.run(run)
         yield quick, write_tables(quick, lambda line: None)
 
 
@@ -66,7 +67,7 @@ def model_of(run):
 def test_shared_weights_are_not_taken_for_pruned_ones(monkeypatch):
     monkeypatch.delenv("PRUNING_RESULTS", raising=False)
     methods = load("methods")
-    assert {run.method for run in pruned(methods)} == set(methods.methods) - {"unpruned", study.HASHED}
+    assert {run.method for run in pruned(methods)} == set(methods.methods) - {"unpruned", HASHED}
 
 
 def test_the_storage_table_has_every_pruned_run_in_every_encoding_at_its_true_size(made):
@@ -145,7 +146,7 @@ def test_one_run_is_measured_again_to_the_same_rows(copied):
 
 def test_without_models_the_tables_stay_as_they_are(copied):
     shutil.rmtree(folder("quick") / "models")
-    shutil.rmtree(folder("quick") / "work")
+    shutil.rmtree(folder("quick") / "work" / "savings")
     before = [(folder("quick") / f"{name}.csv").read_bytes() for name in TABLES]
     with pytest.raises(StudyError, match="12 of the 12 pruned models .*'make study STUDY=quick FRESH=1'"):
         write_tables(copied)
@@ -153,7 +154,7 @@ def test_without_models_the_tables_stay_as_they_are(copied):
 
 
 def test_a_model_of_another_run_is_refused(copied):
-    shutil.rmtree(folder("quick") / "work")
+    shutil.rmtree(folder("quick") / "work" / "savings")
     one, other = (run for run in copied.select(methods=["iterative"], requirements=[0.4], seeds=[0, 1]))
     shutil.copy(other.place("models", ".model"), one.place("models", ".model"))
     with pytest.raises(DamagedFile, match="belongs to another run"):
@@ -201,11 +202,11 @@ def test_what_is_shown_is_the_median_of_the_highest_requirement_that_was_met(cop
     assert run.requirement == 0.5 and read_record(run.record_path)["result"]["density"] == densities[1]
     for record, value in zip(chosen, (0.1, 0.3, 0.2)):
         result = record["result"] | {"density": value, "reached": value < 0.3}
-        write_record(folder("quick") / "runs" / f"{record['run']['name']}.json", record | {"result": result})
+        write_record(folder("quick") / "work" / f"{record['run']['name']}.json", record | {"result": result})
     assert shown(copied, "iterative")[0].seed == 0, "of two the sparser, and never one that missed the requirement"
     for record in chosen:
         result = record["result"] | {"reached": False}
-        write_record(folder("quick") / "runs" / f"{record['run']['name']}.json", record | {"result": result})
+        write_record(folder("quick") / "work" / f"{record['run']['name']}.json", record | {"result": result})
     with pytest.raises(StudyError, match="no run of 'iterative' met the highest requirement"):
         shown(copied, "iterative")
 
