@@ -268,7 +268,7 @@ def main() -> None:
     parts = []
     for name in ("digits", "mnist", "cifar10"):
         if datasets.fingerprint(name) is not None:
-            seconds = fresh(f"from pruning import datasets; began = time.perf_counter(); datasets.load('{name}')")
+            seconds = fresh(f"from pruning.study import datasets; began = time.perf_counter(); datasets.load('{name}')")
             parts.append((f"load {name} from its prepared copy", seconds))
     dataset, notation = BENCHMARKS[given.benchmarks[0]]
     data = datasets.load(dataset, device)

@@ -7,10 +7,10 @@ import shutil
 import subprocess
 
 import pytest
-from tiny import ROOT, YAML, alter, published, run_of, truncate
+from tiny import ROOT, YAML, alter, run_of, truncate
 
 from pruning.__main__ import main
-from pruning.analysis import tables, tradeoff
+from pruning.analysis import tables
 from pruning.files import DamagedFile
 from pruning.study.config import StudyError
 from pruning.study.datasets import fingerprint
@@ -150,7 +150,11 @@ def test_a_new_record_takes_the_place_of_one_of_other_parameters(study):
     assert [from_line(line)["key"] for line in lines(aside)] == [old.key, extra.key], "beyond the study's own as well"
 
 
-@pytest.mark.parametrize("harm", [truncate, alter, lambda path: path.write_bytes(b"<<<<<<< ours\n" + path.read_bytes())])
+def conflict(path):
+    path.write_bytes(b"<<<<<<< ours\n" + path.read_bytes())
+
+
+@pytest.mark.parametrize("harm", [truncate, alter, conflict])
 def test_what_cannot_be_read_is_set_aside_with_a_word(study, harm):
     records = written(study.runs)
     publish(study, pytest.fail)
