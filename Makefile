@@ -11,11 +11,13 @@ export OMP_NUM_THREADS := 1
 SNAKEMAKE = $(BIN)/snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DEVICE)
 
 .DEFAULT_GOAL := help
-.PHONY: help install study figures savings status tradeoff report bench readme notebooks lab test clean
+.PHONY: help install study figures savings status tradeoff report bench readme notebooks lab test test-processors clean
+
+.PHONY: lint docs
 
 help: ## this text
-	@echo "make study                 the digits study: trains, then renders every figure (a few minutes)"
-	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (one to two hours on 2 cores)"
+	@echo "make study                 the digits study: trains, then renders every figure"
+	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (times: README, 'Run again')"
 	@echo "make study FRESH=1         train again what is trained already"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-17s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,10 +59,10 @@ endif
 	@$(BIN)/python -m pruning tradeoff --jobs $(JOBS) --device $(DEVICE)
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/8-tradeoff.ipynb
 
-report: .venv/installed ## put the whole story into one page, build/report.html (runs the notebooks: a few minutes)
+report: .venv/installed ## put the whole story into one page, build/report.html (runs the notebooks)
 	@$(BIN)/python -m pruning report
 
-bench: .venv/installed ## measure training speed side by side (about ten minutes, a quiet machine)
+bench: .venv/installed ## measure training speed side by side (on a quiet machine)
 	@$(BIN)/python -m benchmarks.training --device $(DEVICE)
 
 readme: .venv/installed ## put the tables and claims made from the records into README.md
@@ -75,6 +77,24 @@ lab: .venv/installed ## open the notebooks in JupyterLab
 
 test: .venv/installed ## the tests of the package and of every notebook
 	@$(BIN)/python -m pytest
+
+# PyTorch and the compiled convolution as this processor does them, confined to AVX2, to SSE, and without the convolution.
+test-processors: .venv/installed ## the tests that depend on arithmetic, as this and other processors round
+	@$(BIN)/python -m pytest -m arithmetic
+ifeq ($(shell uname -m),x86_64)
+	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 PRUNING_KERNEL=x86-64-v3 $(BIN)/python -m pytest -m arithmetic
+	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 PRUNING_KERNEL=x86-64-v2 $(BIN)/python -m pytest -m arithmetic
+endif
+	@PRUNING_KERNEL=off $(BIN)/python -m pytest -m arithmetic
+
+lint: .venv/installed ## style, types and the contract on imports, changing nothing
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
+
+docs: .venv/installed ## docs/methods.md from METHODS, and the API's pages from the docstrings: build/docs/index.html
+	@$(BIN)/python docs/build.py
 
 clean: ## remove the environment and scratch files; data and results stay, also those that no table has published
 	rm -rf .venv .snakemake .pytest_cache .ruff_cache *.egg-info build

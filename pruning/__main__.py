@@ -15,7 +15,7 @@ from importlib import import_module
 # Verbs whose module has a ``main`` of its own, which takes what follows the verb.
 ELSEWHERE = {
     "savings": ("pruning.analysis.savings", "bytes and energy of a study's delivered models"),
-    "deploy": ("pruning.deploy.export", "make a pruned network small, and ready for a device"),
+    "deploy": ("pruning.deploy.command", "make a pruned network small, and ready for a device"),
     "report": ("pruning.analysis.report", "the notebooks as one page, build/report.html"),
 }
 
@@ -111,7 +111,7 @@ def table(given: argparse.Namespace) -> None:
 
 def readme(given: argparse.Namespace) -> None:
     """Put the tables and claims made from the records into README.md."""
-    from pruning.analysis import tables
+    from pruning.analysis.readme import readme as with_tables
     from pruning.files import write_whole
     from pruning.methods import METHODS
     from pruning.study.config import StudyError
@@ -124,7 +124,7 @@ def readme(given: argparse.Namespace) -> None:
         with contextlib.suppress(StudyError):
             more[name] = recorded(load(name))
     text = path.read_text(encoding="utf-8")
-    write_whole(path, tables.readme(text, recorded(load(given.study)), METHODS, *more.values()).encode())
+    write_whole(path, with_tables(text, recorded(load(given.study)), METHODS, *more.values()).encode())
 
 
 def fresh(given: argparse.Namespace) -> None:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from pruning.masks import Masked, masked_layers
 from pruning.methods import METHODS
-from pruning.study.datasets import Dataset
-from pruning.study.networks import lenet
+from pruning.notation import lenet
 from pruning.study.config import Recipe
+from pruning.study.datasets import Dataset
 from pruning.study.training import WEIGHTS, Outcome, generator, prepare, prepare_model, train
 
 HASHED = 3  # the purpose of a random generator, beside those of ``training``

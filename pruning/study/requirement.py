@@ -12,10 +12,10 @@ from torch import nn
 from pruning.control import Event
 from pruning.masks import masked_layers
 from pruning.methods import METHODS
+from pruning.notation import layers as network_layers
 from pruning.study.config import HASHED_FIELDS, Run
 from pruning.study.datasets import Dataset
 from pruning.study.hashed import ladder
-from pruning.study.networks import layers as network_layers
 from pruning.study.states import Context
 from pruning.study.training import Outcome, accuracy, network, prepare, train
 

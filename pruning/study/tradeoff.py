@@ -19,12 +19,12 @@ import torch
 from pruning import allocation
 from pruning.masks import masked_layers
 from pruning.methods import METHODS, Method
+from pruning.notation import Layer
+from pruning.notation import layers as network_layers
 from pruning.schedules import PolynomialSchedule
 from pruning.strategies import Rounds
 from pruning.study.config import SMALL, STEPS, Run
 from pruning.study.locks import locked
-from pruning.study.networks import Layer
-from pruning.study.networks import layers as network_layers
 from pruning.study.states import Context
 from pruning.study.training import Training, accuracy, batches, generator, prepare, step
 

@@ -25,9 +25,9 @@ from pruning.accel import convolution
 from pruning.control import Event, PruneControl
 from pruning.masks import masked
 from pruning.methods import Method
+from pruning.notation import lenet
 from pruning.study.config import Recipe
 from pruning.study.datasets import Dataset, Split
-from pruning.study.networks import lenet
 from pruning.study.states import DenseStates, StateFile
 
 ORDER, WEIGHTS = 1, 2

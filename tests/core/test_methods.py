@@ -1,6 +1,8 @@
 """The known pruning methods: for each a property that it must have by its paper."""
 
+import collections
 import copy
+import functools
 import math
 from dataclasses import replace
 
@@ -9,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruning import density, masked, masked_layers
-from pruning import allocation, criteria
+from pruning import allocation, criteria, density, masked, masked_layers
 from pruning.accel import convolution
 from pruning.compensation import Jacobian
 from pruning.control import PruneControl
-from pruning.methods import METHODS, Method
 from pruning.hooks import BiasedDecay, NetworkSurgery, RigL
+from pruning.methods import METHODS, Method
 from pruning.schedules import AccuracyTolerance, GeometricSchedule
 from pruning.strategies import AccuracyDriven, Rewind, Rounds
 from pruning.study import datasets
@@ -26,6 +27,7 @@ from pruning.study.training import accuracy, batches, prepare, step, train
 NETWORK = "28x28-6c5-16c5-120-84-10"
 SETTINGS = Settings(batch=32, warmup=20, averaging=0.9, interval=20, patience=4, budget=240, ramp=80)
 KNOWN = sorted(set(METHODS) - {"unpruned", "iterative", "gradual", "oneshot", "random"})
+pytestmark = pytest.mark.arithmetic
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -551,49 +553,63 @@ def test_an_accuracy_that_always_suffices_comes_to_an_end(name):
     assert control.events[-1].action in ("nothing left to prune", "ramp completed")
     assert density(control.delivered()) == control.best["density"] < 0.07
 
-@pytest.mark.parametrize("name", KNOWN)
-def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, name):
-    class Stop(Exception):
-        pass
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    """By a method's name its training to the end, and the checkpoint that lay there at the evaluation before the last."""
 
-    def trained(**given):
+    @functools.cache
+    def trained(name):
+        checkpoint, lay = tmp_path_factory.mktemp(name) / "a.checkpoint", collections.deque(maxlen=2)
+
+        def look(event, training):  # which writes its own checkpoint only after this
+            lay.append(checkpoint.read_bytes() if checkpoint.exists() else b"")
+
         training = prepared(METHODS[name])
-        train(training, digits, SETTINGS, 0, **given)
-        return training
+        train(training, digits, SETTINGS, 0, checkpoint=StateFile(checkpoint, "me"), every=0, progress=look)
+        return training, lay[0]
 
-    whole = trained()
-    end, control = whole.iteration, whole.control
+    return trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, whole, name):
+    expected, lay = whole(name)
+    control = expected.control
     evaluated = [event.iteration for event in control.events if event.phase != "look"]
-    assert control.reached and control.start <= evaluated[-2] < end
+    assert control.reached and control.start <= evaluated[-2] < expected.iteration
     assert control.best["density"] == density(control.delivered()) < 1
 
-    def stop(event, training):
-        if event.iteration == evaluated[-2]:
-            raise Stop
-
-    checkpoint = StateFile(tmp_path / "a.checkpoint", "me")
-    with pytest.raises(Stop):
-        trained(checkpoint=checkpoint, every=0, progress=stop)
-    resumed = trained(checkpoint=checkpoint)
-    assert resumed.control.events == control.events
+    checkpoint, seen = tmp_path / "a.checkpoint", []
+    checkpoint.write_bytes(lay)
+    resumed = prepared(METHODS[name])
+    train(
+        resumed, digits, SETTINGS, 0, checkpoint=StateFile(checkpoint, "me"),
+        progress=lambda event, training: seen.append(event.iteration),
+    )
+    assert seen == evaluated[-2:] and resumed.control.events == control.events
     for part in ("model", "average"):
-        ours, theirs = getattr(resumed, part).state_dict(), getattr(whole, part).state_dict()
+        ours, theirs = getattr(resumed, part).state_dict(), getattr(expected, part).state_dict()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    for layer in masked_layers(whole.model).values():
+    for layer in masked_layers(expected.model).values():
         assert name == "surgery" or not layer.weight[~layer.mask].any()
 
 
-@pytest.mark.parametrize("name", ["snip", "lottery", "surgery", "movement", "adaptive"])
-def test_the_shared_dense_phase_changes_nothing(digits, tmp_path, name):
-    def trained(method, **given):
-        return train(prepared(METHODS[method]), digits, SETTINGS, 0, **given)
+@pytest.fixture(scope="module")
+def dense(digits, tmp_path_factory):
+    """The folder in which a training without pruning left its dense phase."""
+    place = tmp_path_factory.mktemp("dense")
+    train(prepared(), digits, SETTINGS, 0, dense=DenseStates(place, "all"))
+    return place
 
-    dense = DenseStates(tmp_path, "all")
-    trained("unpruned", dense=dense)
-    left = (tmp_path / "0.4.dense").read_bytes()
-    shared, alone = trained(name, dense=dense), trained(name)
-    assert shared.events == alone.events
-    assert (tmp_path / "0.4.dense").read_bytes() == left
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["snip", "lottery", "surgery", "movement", "adaptive"])
+def test_the_shared_dense_phase_changes_nothing(digits, dense, whole, name):
+    left = (dense / "0.4.dense").read_bytes()
+    shared = train(prepared(METHODS[name]), digits, SETTINGS, 0, dense=DenseStates(dense, "all"))
+    assert list(shared.events) == whole(name)[0].control.events
+    assert (dense / "0.4.dense").read_bytes() == left
 
 
 def test_methods_that_differ_from_another_in_one_part():
@@ -727,6 +743,7 @@ def centred(model, images):
     return logits - logits.mean(1, keepdim=True)
 
 
+@pytest.mark.slow
 def test_the_weights_that_stay_make_up_for_those_cut(digits):
     lost, left = [], []  # validation accuracy, without and with compensation
     for seed in range(3):

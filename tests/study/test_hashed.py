@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from pruning import density, masked_layers
+from pruning.notation import layers, lenet
 from pruning.study import datasets
 from pruning.study.config import HASHED_FIELDS, Recipe, Run, Settings
 from pruning.study.hashed import HashedConv2d, HashedLinear, hashed, ladder
-from pruning.study.networks import layers, lenet
 from pruning.study.records import read_record
 from pruning.study.runner import run as carry_out
 from pruning.study.training import accuracy

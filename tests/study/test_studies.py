@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from pruning.methods import METHODS
+from pruning.notation import layers
 from pruning.study.benchmarks import BENCHMARKS
 from pruning.study.config import CURVES, HASHED, SCAN, StudyError
-from pruning.study.networks import layers
 from pruning.study.studies import find, load, names
 
 ROOT = Path(__file__).resolve().parents[2]

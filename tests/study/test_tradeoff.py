@@ -13,10 +13,10 @@ from pruning.analysis.tables import titles
 from pruning.analysis.tradeoff import COLUMNS, SCAN_COLUMNS, frame, scans
 from pruning.masks import masked_layers
 from pruning.methods import METHODS
+from pruning.notation import layers
 from pruning.study import tradeoff
 from pruning.study.benchmarks import BENCHMARKS
 from pruning.study.config import CURVES, PRUNERS, STEPS, Recipe
-from pruning.study.networks import layers
 from pruning.study.records import folder, read_record
 from pruning.study.runner import run
 from pruning.study.store import all_current, current, recorded

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from pruning import masked_layers
-from pruning.methods import METHODS
 from pruning.files import load_state
+from pruning.methods import METHODS
 from pruning.study import datasets
 from pruning.study.config import Recipe, Run, Settings
 from pruning.study.datasets import Split

@@ -5,7 +5,7 @@ import random
 import pandas as pd
 import pytest
 
-from pruning.analysis import tables as results
+from pruning.analysis import tables
 
 
 def made(benchmark="digits-2c", requirement=0.95, method="iterative", seed=0, **result):
@@ -36,35 +36,35 @@ def some():
 
 
 def test_the_table_has_its_columns_in_order_and_its_rows_sorted(some):
-    table = results.frame(some)
-    assert tuple(table.columns) == results.COLUMNS and len(table) == len(some)
-    assert table.equals(table.sort_values(results.KEYS, ignore_index=True))
+    table = tables.frame(some)
+    assert tuple(table.columns) == tables.COLUMNS and len(table) == len(some)
+    assert table.equals(table.sort_values(tables.KEYS, ignore_index=True))
     shuffled = random.Random(0).sample(some, len(some))
-    pd.testing.assert_frame_equal(results.frame(shuffled), table)
+    pd.testing.assert_frame_equal(tables.frame(shuffled), table)
 
 
 def test_a_run_that_was_not_reached_stays_in_the_table(some):
-    table = results.frame(some)
+    table = tables.frame(some)
     row = table[~table["reached"]].iloc[0]
     assert row["density"] == 1 and pd.isna(row["effort"]) and pd.isna(row["iterations_unpruned"])
     assert table["iterations_unpruned"].dtype == "Int64"
 
 
 def test_a_run_that_pruned_early_and_was_not_reached_counts_with_all_synapses():
-    table = results.frame([made(seed=0, **MISSED | {"density": 0.4, "significant": 17676}), made(seed=1)])
+    table = tables.frame([made(seed=0, **MISSED | {"density": 0.4, "significant": 17676}), made(seed=1)])
     assert list(table["density"]) == [1, 1000 / 44190] and list(table["significant"]) == [17676, 1000]
 
 
 def test_the_written_table_reads_back_exactly_and_is_the_same_file_again(some, tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
-    path = results.write_table("some", some)
+    path = tables.write_table("some", some)
     assert path == tmp_path / "some" / "runs.csv"
     before = path.read_bytes()
     assert b"\r" not in before and before.endswith(b"\n")
     back = pd.read_csv(path, dtype={"iterations_unpruned": "Int64"})
-    pd.testing.assert_frame_equal(back, results.frame(some), check_dtype=False, check_exact=True)
-    assert results.write_table("some", reversed(some)).read_bytes() == before
+    pd.testing.assert_frame_equal(back, tables.frame(some), check_dtype=False, check_exact=True)
+    assert tables.write_table("some", reversed(some)).read_bytes() == before
 
 
 def test_titles_name_the_data_of_each_benchmark(some):
-    assert results.titles(some) == {"digits-2c": "Digits", "digits-3c": "Digits"}
+    assert tables.titles(some) == {"digits-2c": "Digits", "digits-3c": "Digits"}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.study.networks import input_shape, layers, lenet
+from pruning.notation import input_shape, layers, lenet
 
 LENET = "28x28-6c5-16c5-120-84-10"
 CIFAR = "3x32x32-6c3-16c3-36c4-240-120-84-10"

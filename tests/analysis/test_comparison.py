@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pruning.analysis import comparison as frontier
-from pruning.analysis import figures
+from pruning.analysis import comparison, figures, targets
 from pruning.analysis.claims import BENCHMARKS
-from pruning.analysis.comparison import BEST, METHOD, compared, first_as_sparse, joined, pareto, targets, worded
+from pruning.analysis.comparison import BEST, METHOD, compared, joined, pareto, worded
 from pruning.analysis.tables import COLUMNS
+from pruning.analysis.targets import first_as_sparse
 
 REQUIREMENTS = {name: (0.97, 0.98, 0.99) if name.startswith("mnist") else (0.55, 0.60, 0.65) for name in BENCHMARKS}
 
@@ -31,7 +31,7 @@ def record(row, trajectory=((100, 0.5, 1.0), (200, 0.999, 0.3)), unpruned=200, r
 
 def judged(rows, **given):
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    found = targets(table, [record(row, **given) for row in rows])
+    found = targets.targets(table, [record(row, **given) for row in rows])
     return dict(zip(("2c", "2c effort", "3c", "3c effort", "removed", "effort", "sparse", "smallest"), found))
 
 
@@ -115,7 +115,7 @@ def test_all_targets_are_reached_where_all_numbers_are_small():
     ({"significant": 1001}, {"smallest"}),
     ({"reached": False}, {"2c", "2c effort", "3c", "3c effort", "removed", "effort", "smallest"}),
 ])
-def test_a_target_that_is_missed_is_told(change, missed):
+def test_a_target_that_is_missed_is_named(change, missed):
     found = judged(everything(**change))
     assert {name for name, target in found.items() if target.verdict == "not reached"} == missed
     assert {target.verdict for target in found.values()} <= {"reached", "not reached"}
@@ -131,22 +131,22 @@ def test_one_run_that_does_not_get_there_misses_the_effort():
     assert late.verdict == "not reached" and late.measured == "60 did not get there"
 
 
-def test_the_study_of_the_smallest_network_is_told():
+def test_the_study_of_the_smallest_network_is_summarized():
     rows = [
-        row(requirement=requirement, method=frontier.TIRELESS, seed=seed, significant=round(weights * (1 + seed / 10)), effort=20.0,
+        row(requirement=requirement, method=comparison.TIRELESS, seed=seed, significant=round(weights * (1 + seed / 10)), effort=20.0,
             test_accuracy=tested)
         for requirement, weights, tested in ((0.988, 800, 0.9899), (0.99, 1000, 0.992)) for seed in range(5)
     ]
-    said = frontier.told_smallest(pd.DataFrame(rows))
+    said = targets.smallest_summary(pd.DataFrame(rows))
     assert "mnist-2c at 98.8 %, 960 weights (800 to 1,120), 2.17 % of the synapses, with 98.99 % of the test images right" in said
     assert "at most 1,000: 1,200 (1,000 to 1,400, 5 seeds), **not reached**." in said, "98.99 % are not 99 %"
     rows = [one | {"test_accuracy": 0.991} for one in rows]
-    assert "960 (800 to 1,120, 5 seeds), **reached**" in frontier.told_smallest(pd.DataFrame(rows))
-    assert "seeds" not in frontier.markdown(pd.DataFrame(rows), []).splitlines()[-1]
-    assert frontier.markdown(pd.DataFrame(rows), [], pd.DataFrame(rows)).count("**reached**.") == 1
+    assert "960 (800 to 1,120, 5 seeds), **reached**" in targets.smallest_summary(pd.DataFrame(rows))
+    assert "seeds" not in targets.markdown(pd.DataFrame(rows), []).splitlines()[-1]
+    assert targets.markdown(pd.DataFrame(rows), [], pd.DataFrame(rows)).count("**reached**.") == 1
 
 
-def test_all_settings_together_are_told_of_methods_that_were_measured_in_all():
+def test_only_methods_that_were_measured_in_all_settings_are_compared_over_all():
     rows = everything(seeds=2)
     asked = [one["requirement"] for one in rows]
     rows += [
@@ -157,16 +157,16 @@ def test_all_settings_together_are_told_of_methods_that_were_measured_in_all():
         one["test_accuracy"] -= 0.5
     rows += [row(method="snip", seed=seed) for seed in range(2)] + [row(method=f"{METHOD}-coarse", density=0.001)]
     rows[0] |= {"reached": False, "effort": np.nan}
-    table = frontier.rivals(pd.DataFrame(rows))
+    table = comparison.rivals(pd.DataFrame(rows))
     assert set(table["method"]) == {METHOD, "gradual", "snip"}
-    found = frontier.overall(table).set_index("method")
+    found = comparison.overall(table).set_index("method")
     assert list(found.index) == [BEST, "gradual", METHOD], "snip was measured in one setting of twelve"
     assert found.loc[METHOD, "density"] == pytest.approx((11 * 0.02 + 0.51) / 12) and found.loc[METHOD, "dense"] == 1
     assert found.loc[METHOD, "compression"] == pytest.approx((50**11 / 0.51) ** (1 / 12))
     assert tuple(found.loc["gradual", ["runs", "density", "effort", "ended"]]) == pytest.approx((24, 0.04, 4.0, 12))
     assert found.loc["gradual", "tested"] == 22 and found.loc["gradual", "above"] == pytest.approx(0.991 - np.mean(asked) - 1 / 24)
     assert tuple(found.loc["gradual", [f"{METHOD}_wins", f"{METHOD}_pairs"]]) == (11, 24), "one of 12 was not reached"
-    lines = frontier.table_of_methods(table).splitlines()
+    lines = comparison.markdown(table).splitlines()
     assert lines[0].startswith("| method | significant | compression | effort | test − required | met on test |")
     row_of = next(line for line in lines if "`gradual`" in line)
     assert "| 4.00 % | 25.0× | 4.00× |" in row_of and row_of.endswith("| 22 of 24 | 0 | 12 | 11 of 24 | – |")
@@ -193,7 +193,7 @@ def test_a_requirement_that_only_other_methods_have_is_missing():
 
 def test_the_table_of_targets_has_a_row_each():
     rows = everything()
-    lines = frontier.markdown(pd.DataFrame(rows), [record(row) for row in rows]).splitlines()
+    lines = targets.markdown(pd.DataFrame(rows), [record(row) for row in rows]).splitlines()
     assert len(lines) == 2 + 8 and all(line.count("|") == 7 for line in lines)
     assert lines[2] == (
         "| mnist-2c at 99 %: significant synapses | at most 4 % | 2.0 % (2.0 % to 2.0 %, 5 seeds) | **reached** "
@@ -215,10 +215,10 @@ def test_studies_are_joined_where_they_measured_the_same():
 def test_our_networks_stand_beside_the_published_ones():
     rows = [row("lenet-5", seed=seed, synapses=430500, significant=significant, test_accuracy=accuracy)
             for seed, significant, accuracy in ((0, 4305, 0.99), (1, 2152.5, 0.992))]
-    found = frontier.beside_published(pd.DataFrame([*rows, row()]))
-    assert len(found) == len(frontier.PUBLISHED) + 1
+    found = comparison.beside_published(pd.DataFrame([*rows, row()]))
+    assert len(found) == len(comparison.PUBLISHED) + 1
     assert list(found.iloc[-1]) == ["lenet-5", f"here: {METHOD}", "150.0 ± 70.7×", "0.90 ± 0.14 %"]
-    assert len(frontier.beside_published(pd.DataFrame([row()])[:0])) == len(frontier.PUBLISHED)
+    assert len(comparison.beside_published(pd.DataFrame([row()])[:0])) == len(comparison.PUBLISHED)
 
 
 # The figure
@@ -268,7 +268,7 @@ def test_the_front_joins_the_methods_that_none_beats():
 
 def test_a_method_that_removed_nothing_does_not_stand_for_the_unpruned_training():
     rows = pd.DataFrame([*some(), row(method="hashed", seed=0, density=1, effort=1), row(method="movement", seed=0, density=1, effort=1)])
-    assert list(frontier.front(rows).index) == [METHOD, "iterative", "unpruned"]
+    assert list(comparison.front(rows).index) == [METHOD, "iterative", "unpruned"]
 
 
 def test_a_method_that_missed_its_requirement_is_hollow_and_off_the_front():
