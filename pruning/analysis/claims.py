@@ -106,10 +106,8 @@ def claims(table: pd.DataFrame) -> tuple[Claim, ...]:
     that all of its parts have.
     """
     density = _pivot(table.assign(density=table["density"].where(table["reached"], 1.0)), "density")
-    return (
-        _reductions(density), _significant(density), _requirement(density), _size(density, table), _most(density),
-        _effort(table), _accuracy(table),
-    )  # fmt: skip
+    of_density = (_reductions(density), _significant(density), _requirement(density), _size(density, table))
+    return (*of_density, _most(density), _effort(table), _accuracy(table))
 
 
 def measured_on(titles: Mapping[str, str]) -> str:
@@ -122,18 +120,17 @@ def measured_on(titles: Mapping[str, str]) -> str:
 def markdown(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
     """Write the README's table of claims; ``titles`` as ``tables.titles`` gives it."""
     heads = ("", "the report says", "measured here", "test over paired seeds", "verdict")
-    rows = [
-        (str(number), claim.says, claim.measured, claim.test, f"**{claim.verdict}**")
-        for number, claim in enumerate(claims(table), start=1)
-    ]
+    judged = enumerate(claims(table), start=1)
+    rows = [(f"{number}", one.says, one.measured, one.test, f"**{one.verdict}**") for number, one in judged]
     measured = f"Measured on {measured_on(titles)}." if titles else "Nothing measured."
     return f"{markdown_table(heads, rows)}\n\n{measured}"
 
 
 def _reductions(density: pd.DataFrame) -> Claim:
-    least, most, mean = REPORTED_REDUCTIONS
     reductions = 1 - density
     means, parts, p = reductions.mean(), [], None
+    least, most, mean = REPORTED_REDUCTIONS
+    smallest, largest, usual = map(percent, REPORTED_REDUCTIONS)
     if len(means):
         low, high = means.idxmin(), means.idxmax()
         parts = [
@@ -143,18 +140,20 @@ def _reductions(density: pd.DataFrame) -> Claim:
     if len(together := reductions.dropna().mean(axis=1)):
         parts.append(Part("average of all", _values(together), _near(together, mean)))
         p = sign_flip(together - mean)
+    rule = f"smallest at least {smallest}, largest at most {largest}, average {usual}"
+    names = (f"the report's smallest, {smallest}", f"average, {usual}", f"and largest, {largest}")
     return Claim(
-        "reductions", f"Pruning removes {percent(least)} to {percent(most)} of the synapses, {percent(mean)} on average",
-        "synapses removed, on average over benchmarks and requirements", "percent",
-        rule=f"smallest at least {percent(least)}, largest at most {percent(most)}, average {percent(mean)}; "
-             f"each within {100 * ABOUT:.0f} points",
-        against=f"more than {percent(mean)} on average",
-        references=(
-            (f"the report's smallest, {percent(least)}", least), (f"average, {percent(mean)}", mean),
-            (f"and largest, {percent(most)}", most),
-        ),
-        parts=tuple(parts), p=p, missing=_missing(density),
-    )  # fmt: skip
+        name="reductions",
+        says=f"Pruning removes {smallest} to {largest} of the synapses, {usual} on average",
+        quantity="synapses removed, on average over benchmarks and requirements",
+        kind="percent",
+        rule=f"{rule}; each within {100 * ABOUT:.0f} points",
+        against=f"more than {usual} on average",
+        references=tuple(zip(names, (least, mean, most))),
+        parts=tuple(parts),
+        p=p,
+        missing=_missing(density),
+    )
 
 
 def _significant(density: pd.DataFrame) -> Claim:
@@ -162,7 +161,10 @@ def _significant(density: pd.DataFrame) -> Claim:
     values = density[place].dropna() if place in density else pd.Series(dtype=float)
     below = not len(values) or values.mean() <= value
     return Claim(
-        "significant", f"{_setting(place)} has about {percent(value)} significant synapses", "significant synapses", "percent",
+        name="significant",
+        says=f"{_setting(place)} has about {percent(value)} significant synapses",
+        quantity="significant synapses",
+        kind="percent",
         rule=f"the range of the seeds comes within {100 * ABOUT:.0f} points of {percent(value)}",
         against=f"{'fewer' if below else 'more'} than {percent(value)}",
         references=((f"the report's {percent(value)}", value),),
@@ -173,77 +175,64 @@ def _significant(density: pd.DataFrame) -> Claim:
 
 
 def _requirement(density: pd.DataFrame) -> Claim:
-    logs = {}
+    ratios = {}
     for benchmark in _names(density):
         for low, high in itertools.pairwise(sorted(density[benchmark].columns)):
             ratio = density[benchmark, high] / density[benchmark, low]
-            logs[f"{benchmark}, {percent(high)} over {percent(low)}"] = np.log(ratio)
-    return _directed(
-        logs, missing=_missing(density), name="requirement", says="The lower the required accuracy, the more is pruned",
-        quantity="synapses left at a requirement over those at the next lower one",
-    )
+            ratios[f"{benchmark}, {percent(high)} over {percent(low)}"] = np.log(ratio)
+    quantity = "synapses left at a requirement over those at the next lower one"
+    return _directed("requirement", "The lower the required accuracy, the more is pruned", quantity, density, ratios)
 
 
 def _size(density: pd.DataFrame, table: pd.DataFrame) -> Claim:
     sizes = table.groupby("benchmark")[["dataset", "synapses"]].first().reindex(_names(density))
-    logs = {}
+    ratios = {}
     for _, part in sizes.groupby("dataset", sort=False):
         for small, big in itertools.pairwise(part.sort_values("synapses").index):
             for requirement in sorted(set(density[small].columns) & set(density[big].columns)):
                 ratio = density[small, requirement] / density[big, requirement]
-                logs[f"{small} against {big}, {percent(requirement)}"] = np.log(ratio)
-    return _directed(
-        logs, missing=_missing(density), name="size", says="At equal accuracy, more of the bigger network is pruned",
-        quantity="fraction left of the smaller network over that of the bigger",
-    )
+                ratios[f"{small} against {big}, {percent(requirement)}"] = np.log(ratio)
+    quantity = "fraction left of the smaller network over that of the bigger"
+    return _directed("size", "At equal accuracy, more of the bigger network is pruned", quantity, density, ratios)
 
 
 def _most(density: pd.DataFrame) -> Claim:
-    most = "cifar10-2c"
-    means = {name: np.log(density[name]).mean(axis=1, skipna=False) for name in _names(density)}
+    most, means = "cifar10-2c", _means(np.log(density))
     others = {name: value for name, value in means.items() if name != most and name in BENCHMARKS}
-    logs, together = {}, None
+    ratios, together = {}, None
     if most in means and others:
-        logs = {f"{most} against {name}": means[most] - value for name, value in others.items()}
+        ratios = {f"{most} against {name}": means[most] - value for name, value in others.items()}
         together = means[most] - pd.concat(others, axis=1).max(axis=1, skipna=False)
-    return _directed(
-        logs, together, missing=_missing(density), name="most",
-        says="CIFAR-10 on two convolutions keeps the largest fraction of its synapses",
-        quantity=f"fraction left of {most} over the largest of the others (geometric means over requirements)",
-        whole="against the largest of the others",
-    )
+    says = "CIFAR-10 on two convolutions keeps the largest fraction of its synapses"
+    quantity = f"fraction left of {most} over the largest of the others (geometric means over requirements)"
+    return _directed("most", says, quantity, density, ratios, together, whole="against the largest of the others")
 
 
 def _effort(table: pd.DataFrame) -> Claim:
     # A run that never met its requirement was never pruned: it is the same training as without pruning.
     effort = _pivot(table.assign(effort=table["effort"].where(table["reached"], 1.0)), "effort")
-    logs = {name: np.log(effort[name]).mean(axis=1, skipna=False) for name in _names(effort)}
-    return _directed(
-        logs, missing=_missing(effort), name="effort", says="Pruning raises the training effort",
-        quantity="iterations with pruning over those without",
-    )
+    quantity = "iterations with pruning over those without"
+    return _directed("effort", "Pruning raises the training effort", quantity, effort, _means(np.log(effort)))
 
 
 def _accuracy(table: pd.DataFrame) -> Claim:
     change = (_pivot(table, "test_accuracy") - _pivot(table, "test_accuracy", "unpruned")).dropna(axis=1, how="all")
-    changes = {name: change[name].mean(axis=1, skipna=False) for name in _names(change)}
     margin = f"{100 * LOSS:g} points"
-    return _directed(
-        changes, missing=_missing(change), name="accuracy", says="Pruning costs no accuracy",
-        quantity="test accuracy of the pruned network less that of the unpruned one", against=f"a loss below {margin}",
-        kind="points", bound=-LOSS,
-        rule=f"a mean loss below {margin} on every benchmark, and p at most {LEVEL} over all",
-        references=(("no change", 0.0), (f"a loss of {margin}", -LOSS)),
-    )
+    quantity = "test accuracy of the pruned network less that of the unpruned one"
+    rule = f"a mean loss below {margin} on every benchmark, and p at most {LEVEL} over all"
+    about = {"against": f"a loss below {margin}", "kind": "points", "bound": -LOSS, "rule": rule}
+    references = (("no change", 0.0), (f"a loss of {margin}", -LOSS))
+    says = "Pruning costs no accuracy"
+    return _directed("accuracy", says, quantity, change, _means(change), references=references, **about)
 
 
 def _directed(
-    effects: Mapping[str, pd.Series], together: pd.Series | None = None, *, kind: str = "factor", bound: float = 0.0,
-    whole: str = "all together", against: str = "more than 1×",
-    rule: str = f"above 1× in every comparison, and p at most {LEVEL} over all",
-    references: tuple[tuple[str, float], ...] = (("no difference", 1.0),), **claim,
+    name: str, says: str, quantity: str, pivot: pd.DataFrame, effects: Mapping[str, pd.Series],
+    together: pd.Series | None = None, *, kind: str = "factor", bound: float = 0.0, whole: str = "all together",
+    against: str = "more than 1×", rule: str = f"above 1× in every comparison, and p at most {LEVEL} over all",
+    references: tuple[tuple[str, float], ...] = (("no difference", 1.0),),
 ) -> Claim:  # fmt: skip
-    """Judge the claim that every one of ``effects`` (one value per seed; logarithms of factors) lies above ``bound``."""
+    """Judge the claim that all ``effects`` (one value per seed; logarithms of factors) lie above ``bound``."""
     effects = {name: present for name, effect in effects.items() if len(present := effect.dropna())}
     shown = np.exp if kind == "factor" else np.asarray
     parts = [Part(name, _values(shown(effect)), bool(effect.mean() > bound)) for name, effect in effects.items()]
@@ -253,11 +242,11 @@ def _directed(
         if len(together := together.dropna()):
             p = sign_flip(together - bound)
             parts.append(Part(whole, _values(shown(together)), bool(p <= LEVEL)))
-    return Claim(kind=kind, rule=rule, against=against, references=references, parts=tuple(parts), p=p, **claim)
+    return Claim(name, says, quantity, kind, rule, against, references, tuple(parts), p, _missing(pivot))
 
 
 def _pivot(table: pd.DataFrame, value: str, method: str = METHOD) -> pd.DataFrame:
-    """Return ``value`` of one method: a row per seed, columns (benchmark, requirement), the report's benchmarks first."""
+    """Return one method's ``value``: a row per seed, a column per benchmark and requirement, the report's first."""
     wide = table[table["method"] == method].pivot(index="seed", columns=["benchmark", "requirement"], values=value)
     known = {name: number for number, name in enumerate(BENCHMARKS)}
     return wide[sorted(wide.columns, key=lambda key: (known.get(key[0], math.inf), *key))].astype(float)
@@ -265,6 +254,11 @@ def _pivot(table: pd.DataFrame, value: str, method: str = METHOD) -> pd.DataFram
 
 def _names(pivot: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(pivot.columns.get_level_values(0)))
+
+
+def _means(pivot: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return each benchmark's mean over its requirements, of the seeds that have all of them."""
+    return {name: pivot[name].mean(axis=1, skipna=False) for name in _names(pivot)}
 
 
 def _missing(pivot: pd.DataFrame) -> tuple[str, ...]:

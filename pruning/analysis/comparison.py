@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 import pandas as pd
+from scipy.stats import gmean
 
 from pruning.analysis.tables import KEYS, compression, summary
 from pruning.analysis.wording import markdown_table, percent, plus_minus
@@ -23,9 +24,9 @@ BEST = "best other"
 SETTING = ["benchmark", "requirement"]
 
 # Networks of the literature on pruning, MNIST: times fewer weights, and test error. As in the table of the authors of
-# SparseVD, https://github.com/bayesgroup/variational-dropout-sparsifies-dnn, but for LeNet-5 by Guo et al., which
-# stands there as 111 and in their own abstract, https://arxiv.org/abs/1608.04493, as 108, and SNIP: up to 98 % and 99 % of
-# the weights, https://arxiv.org/abs/1810.02340, the errors at that not at hand.
+# SparseVD, https://github.com/bayesgroup/variational-dropout-sparsifies-dnn, except LeNet-5 by Guo et al., 111 there
+# and 108 in their own abstract, https://arxiv.org/abs/1608.04493, and SNIP: up to 98 % and 99 % of the weights,
+# https://arxiv.org/abs/1810.02340, without the errors at that.
 PUBLISHED = (
     ("Han et al. 2015", "lenet-300-100", 12, 0.0159),
     ("Han et al. 2015", "lenet-5", 12, 0.0077),
@@ -99,17 +100,15 @@ def worded(rows: pd.DataFrame) -> pd.DataFrame:
 def overall(table: pd.DataFrame) -> pd.DataFrame:
     """Compare the methods that were measured in all settings over all of them: a row per method, the sparsest first.
 
-    A setting is a benchmark and a requirement. Columns: ``method``; ``density`` and ``effort``, the mean over settings of
-    the mean over seeds (as in ``compared``); ``compression``, the geometric mean over settings of one over that density;
-    ``above``, the test accuracy less the requirement (mean); ``runs``, and of them ``tested``, whose test accuracy meets
-    the requirement too, ``dense``, that removed nothing, and ``ended``, that the budget of iterations ended; and for each
-    of ``adaptive`` and ``adaptive-patient`` the ``wins`` and ``pairs`` against this method, as ``adaptive_wins``.
+    A setting is a benchmark and a requirement. Columns: ``method``; ``density`` and ``effort``, the mean over settings
+    of the mean over seeds; ``compression``, the geometric mean over settings of one over that density; ``above``, the
+    test accuracy less the requirement (mean); ``runs``, and of them ``tested``, whose test accuracy meets the
+    requirement too, ``dense``, that removed nothing, and ``ended``, that the budget of iterations ended; and for
+    each of ``adaptive`` and ``adaptive-patient`` the ``wins`` and ``pairs`` against this method: ``adaptive_wins``.
     """
     runs = _with_best(table)
     means = runs.groupby(KEYS[:3])[["density", "effort"]].mean().groupby("method")
-    rows = means.mean().assign(
-        compression=means["density"].agg(lambda density: math.exp(-density.map(math.log).mean())), settings=means.size()
-    )
+    rows = means.mean().assign(compression=1 / means["density"].agg(gmean), settings=means.size())
     runs = runs.assign(
         above=runs["test_accuracy"] - runs["requirement"], tested=runs["test_accuracy"] >= runs["requirement"],
         dense=runs["density"] == 1, ended=runs["stopped"] == "budget spent",
@@ -124,7 +123,7 @@ def overall(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Write ``overall`` as a Markdown table: densities in percent, test accuracy less requirement in percentage points."""
+    """Write ``overall`` as a Markdown table: densities in percent, accuracies above the requirement in points."""
     heads = (
         "method", "significant", "compression", "effort", "test − required", "met on test", "removed nothing",
         "ended by budget", f"`{METHOD}` wins", f"`{PATIENT}` wins",
@@ -159,7 +158,9 @@ def front(runs: pd.DataFrame) -> pd.DataFrame:
 
     A method that removed nothing stands for nothing but the unpruned training, and is left out.
     """
-    means = runs.assign(density=runs["density"].where(runs["reached"], 1.0)).groupby("method")[["density", "effort"]].mean()
+    means = (
+        runs.assign(density=runs["density"].where(runs["reached"], 1.0)).groupby("method")[["density", "effort"]].mean()
+    )
     whole = runs.groupby("method")["reached"].all() & ((means["density"] < 1) | (means.index == "unpruned"))
     return pareto(means[whole])
 
@@ -171,7 +172,8 @@ def beside_published(table: pd.DataFrame) -> pd.DataFrame:
     """
     columns = ["network", "from", "compression", "test error"]
     rows = [
-        (network, source, f"{ratio}×", f"{100 * error:.2f} %" if error else "–") for source, network, ratio, error in PUBLISHED
+        (network, source, f"{ratio}×", f"{100 * error:.2f} %" if error else "–")
+        for source, network, ratio, error in PUBLISHED
     ]
     table = table.assign(ratio=compression(table), error=100 * (1 - table["test_accuracy"]))
     ours = table[table["benchmark"].isin({network for _, network, _, _ in PUBLISHED})].groupby(["benchmark", "method"])

@@ -1,6 +1,6 @@
 """The README's tables, made from the records and put between their marks.
 
-    text = readme(text, records, METHODS)
+text = readme(text, records, METHODS)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def readme(
     """Return ``text`` with what stands between each pair of marks, such as ``<!-- claims -->``, made from records.
 
     ``smallest`` are the records of the study `smallest`, ``others`` those of `methods`, where there are any. The marks
-    are ``table``, ``saved``, ``claims``, ``targets`` and ``methods``; ``DamagedFile`` names a pair that is not there once.
+    are ``table``, ``saved``, ``claims``, ``targets`` and ``methods``. ``DamagedFile`` names a pair that is missing.
     """
     table, names, smallest = frame(records), titles(records), list(smallest)
     rivals = comparison.rivals(comparison.joined(table, frame(others)))

@@ -1,6 +1,6 @@
 """Statistics over paired seeds.
 
-    sign_flip([0.8, 0.5, 0.9, 0.3, -0.2])     # Fraction(1, 16): 2 of the 32 sign flips
+sign_flip([0.8, 0.5, 0.9, 0.3, -0.2])     # Fraction(1, 16): 2 of the 32 sign flips
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 
 import numpy as np
-from scipy.stats import permutation_test
+from scipy.stats import gmean, permutation_test
 
 
 def sign_flip(differences: Iterable[float]) -> Fraction:
@@ -41,4 +41,4 @@ def probability(p: Fraction, seeds: int) -> str:
 def average(values: Iterable[float], kind: str) -> float:
     """Return the mean over seeds, the geometric one for factors."""
     numbers = np.asarray(list(values), dtype=float)
-    return float(np.exp(np.log(numbers).mean()) if kind == "factor" else numbers.mean())
+    return float(gmean(numbers) if kind == "factor" else numbers.mean())

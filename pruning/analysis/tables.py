@@ -1,7 +1,7 @@
 """From records to one tidy table: what the figures and the claims are made from.
 
-    table = frame(records("report"))
-    table.groupby(["benchmark", "requirement", "method"])["density"].mean()
+table = frame(records("report"))
+table.groupby(["benchmark", "requirement", "method"])["density"].mean()
 """
 
 from __future__ import annotations

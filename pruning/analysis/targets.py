@@ -1,7 +1,7 @@
 """The targets of the study's own prune control, and what became of each.
 
-    for target in targets(table, records):
-        print(target.what, target.goal, target.measured, target.verdict)
+for target in targets(table, records):
+    print(target.what, target.goal, target.measured, target.verdict)
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ REACHED, MISSED, OPEN, UNKNOWN = "reached", "not reached", "open", "not measured
 def first_as_sparse(record: Mapping, density: float = REPORTED_DENSITY) -> float | None:
     """Return the effort at which a run first had a model of at most ``density`` that met the requirement.
 
-    From the record's trajectory, which is thinned in long runs, and the delivered model: then an upper bound. None where
-    there was no such model, or where the requirement is never met without pruning.
+    From the record's trajectory, which is thinned in long runs, and the delivered model: then an upper bound. None
+    where there was no such model, or where the requirement is never met without pruning.
     """
     seen, result = record["trajectory"], record["result"]
     unpruned = result["iterations_unpruned"]
@@ -131,7 +131,7 @@ def _target(
 
 
 def smallest(own: pd.DataFrame, benchmarks: tuple[str, ...] = ("mnist-2c", "mnist-3c")) -> Target:
-    """Judge the fewest weights of a seed's MNIST networks that classify 99 % of the test images, in one method's table."""
+    """Judge the fewest weights with which a seed's MNIST network of one method classifies 99 % of the test images."""
     here = own[own["benchmark"].isin(benchmarks)]
     good = here[here["reached"] & (here["test_accuracy"] >= 0.99)]
     least = good.groupby("seed")["significant"].min()
@@ -168,13 +168,15 @@ def smallest_summary(tireless: pd.DataFrame) -> str:
     for (benchmark, requirement), runs in own[own["reached"]].groupby(SETTING):
         weights, tested = runs["significant"], 100 * runs["test_accuracy"]
         parts.append(
-            f"{benchmark} at {percent(requirement)}, {weights.mean():,.0f} weights ({weights.min():,} to {weights.max():,}), "
+            f"{benchmark} at {percent(requirement)}, "
+            f"{weights.mean():,.0f} weights ({weights.min():,} to {weights.max():,}), "
             f"{100 * (weights / runs['synapses']).mean():.2f} % of the synapses, "
             f"with {tested.mean():.2f} % of the test images right ({tested.min():.2f} % to {tested.max():.2f} %), "
             f"effort {runs['effort'].mean():.1f}×"
         )
     return (
         f"`{TIRELESS}`, the same control given far more training (study `smallest`): {'; '.join(parts)}. "
-        f"The target, {judged.what}, {judged.goal}: {judged.measured}, **{judged.verdict}**. It takes from the networks of "
-        "each seed the smallest with that test accuracy, so it is chosen by test images, where the networks themselves are not."
+        f"The target, {judged.what}, {judged.goal}: {judged.measured}, **{judged.verdict}**. It takes from the "
+        "networks of each seed the smallest with that test accuracy, so it is chosen by test images, where the "
+        "networks themselves are not."
     )

@@ -19,18 +19,19 @@ from pruning.deploy import storage
 from pruning.deploy.energy import DRAM_PJ, SRAM_PJ
 from pruning.files import DamagedFile, load_state
 from pruning.masks import masked_layers
-from pruning.study import datasets
-from pruning.study import runner as study
+from pruning.study import datasets, runner
+from pruning.study.config import HASHED, StudyError
 from pruning.study.paths import root
 from pruning.study.records import folder, read_record, write_record
-from pruning.study.runner import StudyError, load, recorded
+from pruning.study.store import recorded
+from pruning.study.studies import load
 from pruning.study.training import accuracy, network
 
 STUDY = """
 title: a few quick runs
 benchmarks:
   digits-2c:
-    requirements: [0.4, 0.6]
+    requirements: [0.4, 0.5]
 methods: [unpruned, iterative, gradual]
 seeds: [0, 1, 2]
 settings: {batch: 32, warmup: 20, averaging: 0.9, interval: 20, patience: 3, ramp: 60, budget: 160}
@@ -46,7 +47,7 @@ def made(tmp_path_factory):
         patch.setenv("PRUNING_RESULTS", str(place))
         quick = load(place / "quick.yaml")
         for run in quick.runs:
-            study.perform(run)
+            runner.run(run)
         yield quick, write_tables(quick, lambda line: None)
 
 
@@ -66,7 +67,7 @@ def model_of(run):
 def test_shared_weights_are_not_taken_for_pruned_ones(monkeypatch):
     monkeypatch.delenv("PRUNING_RESULTS", raising=False)
     methods = load("methods")
-    assert {run.method for run in pruned(methods)} == set(methods.methods) - {"unpruned", study.HASHED}
+    assert {run.method for run in pruned(methods)} == set(methods.methods) - {"unpruned", HASHED}
 
 
 def test_the_storage_table_has_every_pruned_run_in_every_encoding_at_its_true_size(made):
@@ -145,7 +146,7 @@ def test_one_run_is_measured_again_to_the_same_rows(copied):
 
 def test_without_models_the_tables_stay_as_they_are(copied):
     shutil.rmtree(folder("quick") / "models")
-    shutil.rmtree(folder("quick") / "work")
+    shutil.rmtree(folder("quick") / "work" / "savings")
     before = [(folder("quick") / f"{name}.csv").read_bytes() for name in TABLES]
     with pytest.raises(StudyError, match="12 of the 12 pruned models .*'make study STUDY=quick FRESH=1'"):
         write_tables(copied)
@@ -153,7 +154,7 @@ def test_without_models_the_tables_stay_as_they_are(copied):
 
 
 def test_a_model_of_another_run_is_refused(copied):
-    shutil.rmtree(folder("quick") / "work")
+    shutil.rmtree(folder("quick") / "work" / "savings")
     one, other = (run for run in copied.select(methods=["iterative"], requirements=[0.4], seeds=[0, 1]))
     shutil.copy(other.place("models", ".model"), one.place("models", ".model"))
     with pytest.raises(DamagedFile, match="belongs to another run"):
@@ -196,16 +197,16 @@ def test_the_smallest_codebook_that_keeps_the_goal_is_taken():
 
 def test_what_is_shown_is_the_median_of_the_highest_requirement_that_was_met(copied):
     (run,) = shown(copied, "iterative")
-    chosen = [read_record(other.record_path) for other in copied.select(requirements=[0.6], methods=["iterative"])]
+    chosen = [read_record(other.record_path) for other in copied.select(requirements=[0.5], methods=["iterative"])]
     densities = sorted(record["result"]["density"] for record in chosen)
-    assert run.requirement == 0.6 and read_record(run.record_path)["result"]["density"] == densities[1]
+    assert run.requirement == 0.5 and read_record(run.record_path)["result"]["density"] == densities[1]
     for record, value in zip(chosen, (0.1, 0.3, 0.2)):
         result = record["result"] | {"density": value, "reached": value < 0.3}
-        write_record(folder("quick") / "runs" / f"{record['run']['name']}.json", record | {"result": result})
+        write_record(folder("quick") / "work" / f"{record['run']['name']}.json", record | {"result": result})
     assert shown(copied, "iterative")[0].seed == 0, "of two the sparser, and never one that missed the requirement"
     for record in chosen:
         result = record["result"] | {"reached": False}
-        write_record(folder("quick") / "runs" / f"{record['run']['name']}.json", record | {"result": result})
+        write_record(folder("quick") / "work" / f"{record['run']['name']}.json", record | {"result": result})
     with pytest.raises(StudyError, match="no run of 'iterative' met the highest requirement"):
         shown(copied, "iterative")
 
@@ -234,9 +235,9 @@ def test_the_readme_table_says_what_the_tables_say(made):
     stored, energies = savings.tables(quick)
     text = markdown(quick, "gradual")
     (line,) = text.splitlines()[2:]
-    rows = stored.query("requirement == 0.6 and method == 'gradual' and encoding == 'compact'")
-    costs = energies.query("requirement == 0.6 and method == 'gradual'").query("on_chip_bytes == @ON_CHIP[0]")
-    assert line.startswith(f"| digits-2c, Digits | 60 % | 3 of 3 | {rows['significant'].mean():,.0f} |")
+    rows = stored.query("requirement == 0.5 and method == 'gradual' and encoding == 'compact'")
+    costs = energies.query("requirement == 0.5 and method == 'gradual'").query("on_chip_bytes == @ON_CHIP[0]")
+    assert line.startswith(f"| digits-2c, Digits | 50 % | 3 of 3 | {rows['significant'].mean():,.0f} |")
     assert f"{rows['bytes'].mean():,.0f} bytes" in line and f"{100 * rows['test_accuracy'].mean():.2f} %" in line
     dense, small = (costs.query("variant == @variant")["total_nj"].mean() / 1e3 for variant in ("dense", "compressed"))
     assert f"{dense:.1f} to {small:.1f} µJ, {dense / small:.1f}× less" in line
@@ -284,7 +285,7 @@ def test_the_command_makes_everything_and_names_what_is_wrong(copied, tmp_path, 
     assert main(["tables", "quick", "--method", "gradual"]) == 0
     said = capsys.readouterr().out
     assert "12 models; 12 of 12 keep their requirement" in said and ".prn" in said
-    assert len(list((folder("quick") / "compressed").glob("digits-2c-0.6-gradual-*.prn"))) == 1
+    assert len(list((folder("quick") / "compressed").glob("digits-2c-0.5-gradual-*.prn"))) == 1
     assert main(["tables", "nothing"]) == 1 and "no study 'nothing'" in capsys.readouterr().err
     assert main(["tables", "quick", "--method", "magic"]) == 1 and "no method 'magic'" in capsys.readouterr().err
 

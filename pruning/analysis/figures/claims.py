@@ -1,6 +1,6 @@
 """The figure of a claim: every part with its seeds, their mean, and what it is compared with.
 
-    figure = claim(claims(frame(records))[0], titles(records))
+figure = claim(claims(frame(records))[0], titles(records))
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ def claim(judged: Claim, titles: Mapping[str, str]) -> Figure:
     """Draw a claim of the report, part by part: every seed, their mean, and what it is compared with."""
     rows, drawn = len(judged.parts), look(METHOD)
     means = [average(part.values, judged.kind) for part in judged.parts]
-    seed = {"marker": drawn.marker, "linestyle": "", "color": drawn.color, "markersize": 4, "alpha": 0.7}
-    holds = {"marker": drawn.marker, "linestyle": "", "color": drawn.color, "markersize": 9}
-    fails = holds | {"markerfacecolor": "white", "markeredgewidth": 1.4}
+    seed, holds, fails = drawn.mark(4, alpha=0.7), drawn.mark(9), drawn.mark(9, filled=False, mew=1.4)
     figure = Figure(figsize=(8.4, 1.75 + 0.34 * rows), layout="constrained")
     axes = figure.subplots()
     if rows > 1:
@@ -32,7 +30,7 @@ def claim(judged: Claim, titles: Mapping[str, str]) -> Figure:
     for number, (part, mean) in enumerate(zip(judged.parts, means)):
         axes.plot([min(part.values), max(part.values)], [number, number], color=drawn.color, linewidth=1.6)
         axes.plot(part.values, [number] * len(part.values), **seed)
-        axes.plot(mean, number, **(holds | {"markeredgewidth": 1.4} if part.holds else fails))
+        axes.plot(mean, number, **(holds | {"mew": 1.4} if part.holds else fails))
     for (name, value), dashes in zip(judged.references, ((0, (4, 2)), "-", ":")):
         axes.axvline(value, color=INK, linewidth=1.3, linestyle=dashes, zorder=1.5, label=name)
     for label, kind in (("one seed", seed), ("mean: the part holds", holds), ("mean: it does not", fails)):

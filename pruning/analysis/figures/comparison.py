@@ -1,6 +1,6 @@
 """The figure of the comparison: training effort against significant synapses, and the Pareto front.
 
-    figure = frontier(rivals(frame(records)), titles(records))
+figure = frontier(rivals(frame(records)), titles(records))
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pruning.analysis.comparison import METHOD, front
-from pruning.analysis.figures.panels import caption, handle, hollow, log_axis, percents, span, times
+from pruning.analysis.figures.panels import caption, hollow, legend, log_axis, percents, span, times
 from pruning.analysis.figures.style import INK, benchmarks, look, ordered, percent, styled, title
 
 FRONT = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 2))}
@@ -35,8 +34,8 @@ def frontier(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     parts = {name: table[table["benchmark"] == name] for name in names}
     required = {name: sorted(part["requirement"].unique()) for name, part in parts.items()}
     rows, columns = max(map(len, required.values())), len(names)
-    legend = max(columns, 3)
-    size = (max(3.4 * columns + 0.5, 8), max(2.6 * rows, 4.4) + 0.22 * -(-len(methods) // legend) + 0.9)
+    ncols = max(columns, 3)
+    size = (max(3.4 * columns + 0.5, 8), max(2.6 * rows, 4.4) + 0.22 * -(-len(methods) // ncols) + 0.9)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex="col", sharey="row")
     efforts = [[] for _ in range(rows)]
@@ -57,11 +56,8 @@ def frontier(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         least, most = 0.8 * min(1.0, *values), 1.25 * max(2.0, *values)
         line[0].set_ylabel("training effort\n(ratio, log scale)")
         log_axis(line[0], "y", least, most, times)
-    handles = [handle(method) for method in methods]
-    handles.append(Line2D([], [], label="Pareto front of the means", **FRONT))
-    if not table["reached"].all():
-        handles.append(hollow("hollow: not all runs reached it"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=legend)
+    more = [] if table["reached"].all() else [hollow("hollow: not all runs reached it")]
+    legend(figure, methods, Line2D([], [], label="Pareto front of the means", **FRONT), *more, ncols=ncols)
     caption(figure, table, "points: ", "crosses")
     return figure
 
@@ -71,9 +67,9 @@ def _panel(axes, runs: pd.DataFrame) -> None:
     for method in ordered(means.index[means["effort"].notna()]):
         own, drawn = runs[runs["method"] == method], look(method)
         x, y = means.loc[method]
-        axes.errorbar(x, y, span(own["effort"]), span(own["density"]), color=drawn.color, linewidth=1, alpha=0.6, zorder=2)
-        axes.plot(x, y, marker=drawn.marker, linestyle="", color=drawn.color, markersize=9, markeredgewidth=1.1,
-                  markerfacecolor=drawn.color if own["reached"].all() else "white", zorder=5 if method == METHOD else 4)
+        cross = {"color": drawn.color, "linewidth": 1, "alpha": 0.6, "zorder": 2}
+        axes.errorbar(x, y, span(own["effort"]), span(own["density"]), **cross)
+        axes.plot(x, y, **drawn.mark(9, own["reached"].all(), mew=1.1, zorder=5 if method == METHOD else 4))
     if len(best):
         x, y = best["density"].to_numpy(), best["effort"].to_numpy()
         axes.step([x[0], *x, 1.0], [means["effort"].max(), *y, y[-1]], where="post", zorder=3, **FRONT)

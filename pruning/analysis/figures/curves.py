@@ -1,6 +1,6 @@
 """Figures over a whole range of densities: the trade-off with accuracy, and each layer's sensitivity.
 
-    figure = tradeoff(frame(records), titles(records))
+figure = tradeoff(frame(records), titles(records))
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
 
-from pruning.analysis.figures.panels import caption, handle, label_first, panels, percents, ticks, times
+from pruning.analysis.figures.panels import caption, label_first, legend, panels, percents, ticks, times
 from pruning.analysis.figures.style import dashes, look, ordered, shades, styled
 
 
@@ -29,7 +29,7 @@ def tradeoff(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         above.set_xlabel("compression ratio (all synapses / synapses left)")
         _panel(below, part, "speedup", methods)
         below.set_xlabel("theoretical speed-up (all multiply-accumulates / those left)")
-    figure.legend(handles=[handle(method) for method in methods], loc="outside lower center", ncols=3)
+    legend(figure, methods)
     caption(figure, table, "points: ", by=["benchmark", "method", "ratio"])
     return figure
 
@@ -45,8 +45,8 @@ def _panel(axes, part: pd.DataFrame, along: str, methods: list[str]) -> None:
                 axes.axhspan(1 - row.max, 1 - row.min, color=drawn.color, alpha=0.2, linewidth=0)
             continue
         spread = [value["max"] - value["mean"], value["mean"] - value["min"]]
-        axes.errorbar(groups[along].mean(), 1 - value["mean"], spread, color=drawn.color, capsize=2.5, linewidth=1.4,
-                      marker=drawn.marker, markersize=6)
+        drawn = drawn.mark(6, ls="-", capsize=2.5, linewidth=1.4)
+        axes.errorbar(groups[along].mean(), 1 - value["mean"], spread, **drawn)
     axes.set_yscale("log")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(times)
@@ -61,10 +61,10 @@ def _panel(axes, part: pd.DataFrame, along: str, methods: list[str]) -> None:
 
 @styled
 def sensitivity(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """Draw validation accuracy as each layer alone is pruned by magnitude, without retraining (Han et al. 2015, figure 6).
+    """Draw validation accuracy as each layer alone is pruned by magnitude, without retraining.
 
-    ``table`` as ``tradeoff.scans`` makes it. Lines are means over the seeds, bands reach from the
-    smallest to the largest.
+    As in figure 6 of Han et al. 2015. ``table`` as ``tradeoff.scans`` makes it. Lines are means over
+    the seeds, bands reach from the smallest to the largest.
     """
     figure, parts = panels(table, titles, heights=(3.6,))
     for part, (axes,) in parts:
@@ -74,13 +74,10 @@ def sensitivity(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
             palette=shades(len(names)), dashes=dashes(len(names)),
             errorbar=("pi", 100), err_kws={"alpha": 0.15, "linewidth": 0},
         )  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_xlim(1, part["density"].min())
-        steps = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
-        ticks(axes.xaxis, [step for step in steps if step >= part["density"].min()], percents)
+        least = part["density"].min()
+        axes.set(xscale="log", xlim=(1, least), xlabel="density of the one layer that is pruned", ylim=(0, 1))
+        ticks(axes.xaxis, [step for step in (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005) if step >= least], percents)
         axes.yaxis.set_major_formatter(percents)
-        axes.set_ylim(0, 1)
-        axes.set_xlabel("density of the one layer that is pruned")
         label_first(axes, "validation accuracy")
         axes.legend(axes.lines, names, loc="lower left", ncols=2)
     caption(figure, table, "lines: ", "bands", by=["benchmark", "layer", "density"])

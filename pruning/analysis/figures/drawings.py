@@ -1,7 +1,7 @@
 """The report's drawings: how iterative pruning works (figure 1), how it is implemented (2), the networks (3).
 
-    figure = iterative_pruning(record)
-    figure = benchmarks_table(frame(records), titles(records))
+figure = iterative_pruning(record)
+figure = benchmarks_table(frame(records), titles(records))
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ BLUE, ORANGE, GREEN = "#dcebf5", "#fbe3c4", "#d5efe5"
 
 
 @styled
-def iterative_pruning(record: dict, layer: str | None = None) -> Figure:
+def iterative_pruning(record: dict) -> Figure:
     """Draw the report's figure 1: the cycle of iterative pruning, and a trained layer before and after it."""
     figure = Figure(figsize=(10.5, 5), layout="constrained")
     left, before, after = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
     _cycle(left)
-    _connections(before, after, record, layer)
+    _connections(before, after, record)
     note(figure, run_title(record))
     return figure
 
 
 @styled
 def cycle() -> Figure:
-    """Train the connectivity, prune below the thresholds, retrain, and again while the requirement is met."""
+    """Draw the cycle: train, prune below the thresholds, retrain, and again while the requirement is met."""
     figure = Figure(figsize=(5.2, 4.8), layout="constrained")
     _cycle(figure.subplots())
     return figure
 
 
 @styled
-def connections(record: dict, layer: str | None = None) -> Figure:
+def connections(record: dict) -> Figure:
     """Draw a layer's connections before and after pruning, from the mask in the record (its last linear layer's)."""
     figure = Figure(figsize=(6.8, 5), layout="constrained")
-    _connections(*figure.subplots(1, 2), record, layer)
+    _connections(*figure.subplots(1, 2), record)
     note(figure, run_title(record))
     return figure
 
@@ -67,14 +67,11 @@ def _cycle(axes) -> None:
     axes.text(3.6, 0.0, ending, fontsize=8.5, **CENTER)
 
 
-def _connections(before, after, record: dict, name: str | None) -> None:
-    linear = {part["name"]: part for part in record["layers"] if "mask" in part and len(part["shape"]) == 2}
-    if not linear or name not in (None, *linear):
-        raise ValueError(
-            f"the record of {record['run']['name']} holds masks of the linear layers {', '.join(linear) or '(none)'}, "
-            f"not of {name or 'any'}"
-        )
-    part = linear[name or list(linear)[-1]]
+def _connections(before, after, record: dict) -> None:
+    linear = [part for part in record["layers"] if "mask" in part and len(part["shape"]) == 2]
+    if not linear:
+        raise ValueError(f"the record of {record['run']['name']} holds no mask of a linear layer")
+    part = linear[-1]
     outputs, inputs = part["shape"]
     bits = np.frombuffer(base64.b64decode(part["mask"]), np.uint8)
     mask = np.unpackbits(bits, count=outputs * inputs).reshape(outputs, inputs).astype(bool)
@@ -88,8 +85,8 @@ def _connections(before, after, record: dict, name: str | None) -> None:
         drawn = {"linewidths": 0.5 + 0.6 * weight, "alpha": 0.25 + 0.6 * weight}
         axes.add_collection(LineCollection(lines, colors=look(record["run"]["method"]).color, **drawn))
         for x, places, used, size in ((0, left, keep.any(0), 9), (1, right, keep.any(1), 34)):
-            axes.scatter(np.full(len(places), x), places, s=size, c=[INK if on else "white" for on in used],
-                         edgecolors=INK, linewidths=0.6, zorder=3)
+            fill = [INK if on else "white" for on in used]
+            axes.scatter([x] * len(places), places, s=size, c=fill, edgecolors=INK, linewidths=0.6, zorder=3)
         axes.set(xlim=(-0.12, 1.12), ylim=(-0.03, 1.03))
         axes.axis("off")
         axes.set_title(f"{part['name']} {when} pruning\n{len(lines):,} synapses", loc="center", fontsize=10)
@@ -216,5 +213,6 @@ def _box(axes, x: float, y: float, width: float, height: float, head: str, text:
 
 
 def _arrow(axes, start: tuple, end: tuple, bend: float = 0.0, color: str = INK, **kind) -> None:
-    axes.add_patch(FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", arrowstyle="-|>", mutation_scale=14,
-                                   color=color, linewidth=1.4, shrinkA=0, shrinkB=2, zorder=3, **kind))
+    style = {"arrowstyle": "-|>", "mutation_scale": 14, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 2, "zorder": 3}
+    bent = f"arc3,rad={bend}"
+    axes.add_patch(FancyArrowPatch(start, end, connectionstyle=bent, color=color, **style, **kind))

@@ -1,8 +1,8 @@
 """Parts of figures over many runs: a panel per benchmark, points with their spread, legends, axes.
 
-    figure, parts = panels(table, titles, heights=(3.9,))
-    for runs, (axes,) in parts:
-        points(axes, 0, runs["density"], runs["reached"], look("iterative"))
+figure, parts = panels(table, titles, heights=(3.9,))
+for runs, (axes,) in parts:
+    points(axes, 0, runs["density"], runs["reached"], look("iterative"))
 """
 
 from __future__ import annotations
@@ -52,11 +52,9 @@ def points(axes, place: float, values: pd.Series, reached: pd.Series, drawn: Loo
     """Draw mean and range, and every run as a small point; hollow where a requirement was not met."""
     mean = values.mean()
     axes.errorbar(place, mean, span(values), color=drawn.color, capsize=3, linewidth=1.6)
-    axes.plot(place, mean, marker=drawn.marker, linestyle="", color=drawn.color, markersize=8, zorder=4,
-              markerfacecolor=drawn.color if reached.all() else "white", markeredgewidth=1.4)
+    axes.plot(place, mean, **drawn.mark(8, reached.all(), zorder=4, mew=1.4))
     for value, met in zip(values, reached):
-        axes.plot(place, value, marker=drawn.marker, linestyle="", color=drawn.color, markersize=3.5, zorder=3,
-                  alpha=0.7, markerfacecolor=drawn.color if met else "white")
+        axes.plot(place, value, **drawn.mark(3.5, met, zorder=3, alpha=0.7))
 
 
 def span(values: pd.Series) -> list[list[float]]:
@@ -73,11 +71,10 @@ def missed(runs: pd.DataFrame) -> str:
 
 def groups(axes, requirements: list[float]) -> None:
     """Give the x axis one group per requirement, at 0, 1, 2 ..."""
-    axes.set_xticks(range(len(requirements)), [percent(requirement) for requirement in requirements])
-    axes.set_xlim(-0.5, len(requirements) - 0.5)
+    axes.set_xticks(range(len(requirements)), map(percent, requirements))
+    axes.set(xlim=(-0.5, len(requirements) - 0.5), xlabel="required validation accuracy")
     for edge in range(1, len(requirements)):
         axes.axvline(edge - 0.5, color=FAINT, linewidth=0.8, zorder=0.5)
-    axes.set_xlabel("required validation accuracy")
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="x", visible=False)
 
@@ -88,6 +85,11 @@ def handle(method: str, bar: bool = False) -> Line2D | Patch:
     if bar:
         return Patch(facecolor=drawn.color, edgecolor="white", hatch=drawn.hatch, label=drawn.label)
     return Line2D([], [], color=drawn.color, marker=drawn.marker, markersize=8, label=drawn.label)
+
+
+def legend(figure: Figure, methods: Iterable[str], *more: Line2D | Patch, ncols: int = 3) -> None:
+    """Name the methods below the figure, and what ``more`` there is."""
+    figure.legend(handles=[*map(handle, methods), *more], loc="outside lower center", ncols=ncols)
 
 
 def hollow(label: str) -> Line2D:
@@ -119,9 +121,10 @@ def times(value: float, _: int | None = None) -> str:
     return f"{value:g}×"
 
 
-def ticks(axis, steps: Iterable[float], form) -> None:
-    """Put ticks at ``steps`` and nowhere else."""
-    axis.set_ticks(list(steps))
+def ticks(axis, steps: list[float] | None, form) -> None:
+    """Put ticks at ``steps``, or where they are, and no minor ticks."""
+    if steps is not None:
+        axis.set_ticks(steps)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(form)
 

@@ -1,6 +1,6 @@
 """The report's figures 4 and 5: synapses left, and training effort, per benchmark, requirement and method.
 
-    figure = significant_synapses(frame(records), titles(records))
+figure = significant_synapses(frame(records), titles(records))
 """
 
 from __future__ import annotations
@@ -15,9 +15,22 @@ from matplotlib.patches import Patch
 
 from pruning.analysis.claims import REPORTED
 from pruning.analysis.figures.panels import (
-    caption, density_axis, groups, handle, hollow, label_first, missed, offset, panels, points, span,
+    caption,
+    density_axis,
+    groups,
+    handle,
+    hollow,
+    label_first,
+    legend,
+    missed,
+    offset,
+    panels,
+    points,
+    span,
 )  # fmt: skip
 from pruning.analysis.figures.style import INK, REPORTED_LINE, SOFT, Look, look, ordered, percent, styled
+
+UPRIGHT = {"ha": "center", "fontsize": 8, "rotation": 90, "fontweight": "bold"}
 
 
 @styled
@@ -41,7 +54,7 @@ def significant_synapses(table: pd.DataFrame, titles: Mapping[str, str]) -> Figu
             place = requirements.index(requirement) + offset(method, methods)
             points(axes, place, runs["density"], runs["reached"], look(method))
             if count := missed(runs):
-                axes.text(place, 1.73, count, ha="center", va="center", fontsize=8, rotation=90, fontweight="bold")
+                axes.text(place, 1.73, count, va="center", **UPRIGHT)
         for number, requirement in enumerate(requirements):
             if (value := REPORTED.get((benchmark, requirement))) is not None:
                 axes.plot([number - 0.46, number + 0.46], [value, value], **REPORTED_LINE)
@@ -49,12 +62,11 @@ def significant_synapses(table: pd.DataFrame, titles: Mapping[str, str]) -> Figu
         groups(axes, requirements)
         density_axis(axes, lowest, top=2.6 if missing else 1.25)
         label_first(axes, "significant synapses\n(of all, log scale)")
-    handles = [handle(method) for method in methods]
-    handles.append(Line2D([], [], color=look("unpruned").color, label="unpruned: 100 %"))
-    handles += [Line2D([], [], label=text, **REPORTED_LINE) for text in shown]
+    more = [Line2D([], [], color=look("unpruned").color, label="unpruned: 100 %")]
+    more += [Line2D([], [], label=text, **REPORTED_LINE) for text in shown]
     if missing:
-        handles.append(hollow("hollow, n/m: n of m runs did not\nreach the requirement"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        more.append(hollow("hollow, n/m: n of m runs did not\nreach the requirement"))
+    legend(figure, methods, *more)
     caption(figure, pruned, "small points: runs; large points: ")
     return figure
 
@@ -80,8 +92,7 @@ def training_effort(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
                 points(below, place, ratios, ratios.notna(), look(method))
         for axes in (above, below):
             groups(axes, requirements)
-        above.set_xlabel("")
-        above.set_ylim(0, 1.15 * table["iterations"].max())
+        above.set(xlabel="", ylim=(0, 1.15 * table["iterations"].max()))
         below.set_ylim(0, 1.08 * max(table["effort"].max(), 1.5))
         above.yaxis.set_major_formatter("{x:,.0f}")
         label_first(above, "training effort (iterations\nto the delivered model)")
@@ -104,5 +115,5 @@ def _bar(axes, place: float, width: float, runs: pd.DataFrame, drawn: Look) -> N
         colors = {"facecolor": "white", "edgecolor": drawn.color, "linewidth": 1.2, "linestyle": "--"}
     axes.bar(place, values.mean(), width, hatch=drawn.hatch, **colors)
     axes.errorbar(place, values.mean(), span(values), color=INK, capsize=2.5, linewidth=1.2)
-    axes.annotate(count, (place, values.max()), xytext=(0, 4), textcoords="offset points",
-                  ha="center", va="bottom", fontsize=8, rotation=90, fontweight="bold")
+    place = {"xy": (place, values.max()), "xytext": (0, 4), "textcoords": "offset points", "va": "bottom"}
+    axes.annotate(count, **place, **UPRIGHT)

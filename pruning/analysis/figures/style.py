@@ -1,7 +1,7 @@
 """What all figures share: each method's look, the names of benchmarks, rendering to the same bytes.
 
-    figure = significant_synapses(frame(records), titles(records))
-    save(figure, folder("report"), "figure-4-significant-synapses")
+figure = significant_synapses(frame(records), titles(records))
+save(figure, folder("report"), "figure-4-significant-synapses")
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import seaborn
 from matplotlib.figure import Figure
 
 from pruning.files import write_whole
+from pruning.study.benchmarks import BENCHMARKS
 from pruning.study.paths import root
-from pruning.study.runner import BENCHMARKS
 
 INK, SOFT, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
 STYLE = {
@@ -47,6 +47,11 @@ class Look:
     marker: str | tuple
     hatch: str
     label: str
+
+    def mark(self, size: float, filled: bool = True, **more) -> dict:
+        """Return how ``Axes.plot`` draws the method's marker, hollow where it is not filled."""
+        face = self.color if filled else "white"
+        return {"marker": self.marker, "ls": "", "color": self.color, "ms": size, "mfc": face} | more
 
 
 # In the order in which methods stand in legends. The colours of the first are those of Okabe and Ito (2008), safe
