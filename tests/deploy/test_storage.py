@@ -100,6 +100,7 @@ def test_a_single_synapse_anywhere():
             assert same(decode_state(encode(model, encoding)), model.state_dict()), (place, encoding)
 
 
+@pytest.mark.arithmetic
 def test_what_is_under_the_mask_is_not_stored():
     model = pruned()
     with torch.no_grad():
@@ -150,6 +151,7 @@ def test_wrong_requests_say_what_is_wrong():
         shared(pruned(), 257)
 
 
+@pytest.mark.arithmetic
 def test_sizes_are_those_of_the_files(tmp_path):
     model = pruned(LENET, 0.05)
     measured = sizes(model, LENET, clusters=16)
@@ -198,6 +200,7 @@ def test_relative_indices_take_the_fewest_bits():
         assert width * codes == min(bits * number[bits] for bits in number)
 
 
+@pytest.mark.arithmetic
 def test_shared_weights_are_the_means_of_their_clusters():
     model = masked(nn.Sequential(nn.Linear(6, 1)))
     with torch.no_grad():
@@ -214,12 +217,15 @@ def test_shared_weights_are_the_means_of_their_clusters():
     assert shared(model, 3)[0].weight.tolist() == [[1, 1, 1, 9, 9, 6]]
 
 
+@pytest.mark.arithmetic
 def test_sharing_again_changes_nothing():
     small = shared(pruned(LENET, 0.2), 16)
     assert same(shared(small, 16).state_dict(), small.state_dict())
     assert all(len(layer.weight[layer.mask].unique()) <= 16 for layer in masked_layers(small).values())
 
 
+@pytest.mark.slow
+@pytest.mark.arithmetic
 def test_on_real_digits_forty_times_smaller_with_the_same_classes(digits):
     test = load("digits").test
     again = decode(encode(shared(digits), "entropy", LENET))
@@ -234,6 +240,8 @@ def test_on_real_digits_forty_times_smaller_with_the_same_classes(digits):
     assert measured["dense32"] > 40 * measured["entropy"]
 
 
+@pytest.mark.slow
+@pytest.mark.arithmetic
 def test_tuning_repairs_what_sharing_broke_and_keeps_the_sharing(digits):
     train = load("digits").train
 
@@ -253,6 +261,7 @@ def test_tuning_repairs_what_sharing_broke_and_keeps_the_sharing(digits):
         assert torch.equal(layer.mask, masks[name]) and len(layer.weight[layer.mask].unique()) <= 3
 
 
+@pytest.mark.arithmetic
 def test_the_gradient_of_a_shared_weight_is_the_sum_over_its_synapses():
     model = masked(nn.Sequential(nn.Linear(3, 1, bias=False)))
     with torch.no_grad():

@@ -211,6 +211,7 @@ def test_mnist(loaded):
     assert data.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [
     "digits", pytest.param("mnist", marks=with_mnist), pytest.param("cifar10", marks=with_zip)])
 def test_prepared_copy_is_fast(loaded, name):
@@ -222,6 +223,7 @@ def test_prepared_copy_is_fast(loaded, name):
     assert seconds < 5 and time.process_time() - start < 1
 
 
+@pytest.mark.slow
 @with_mnist
 def test_mnist_from_gzipped_files(mnist):
     for file in FILES:
@@ -321,6 +323,7 @@ def test_folder_that_does_not_exist_is_named(tmp_path, monkeypatch, cache):
         load("mnist")
 
 
+@pytest.mark.slow
 @with_zip
 def test_cifar10_from_the_zip(loaded):
     data, _ = loaded("cifar10")
@@ -484,6 +487,7 @@ def test_checksums_are_torchvisions():
     assert {f"MNIST/raw/{name}" for name in names} == {file for file, _ in KINDS["mnist"].originals}
 
 
+@pytest.mark.slow
 def test_torchvision_imports_in_a_fresh_process():
     code = "from pruning.study._torchvision import datasets, transforms; datasets.MNIST, transforms.Pad"
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)

@@ -13,6 +13,8 @@ from pruning.study.records import read_record
 from pruning.study.runner import Run, Settings, perform
 from pruning.study.training import Recipe, accuracy
 
+pytestmark = pytest.mark.arithmetic
+
 NETWORK = "28x28-6c5-16c5-120-84-10"
 RECIPE = Recipe(batch=32, warmup=20, averaging=0.9, interval=20)
 
@@ -105,6 +107,7 @@ def rungs():
     return digits, whole, lasts
 
 
+@pytest.mark.slow
 def test_a_ladder_counts_every_iteration(rungs):
     digits, whole, lasts = rungs
     control, total = whole.control, sum(layer.synapses for layer in layers(NETWORK))
@@ -120,6 +123,7 @@ def test_a_ladder_counts_every_iteration(rungs):
     assert seen == pytest.approx([0.7**n for n in range(len(lasts))], rel=2e-2)
 
 
+@pytest.mark.slow
 def test_a_ladder_delivers_its_smallest_network_that_met_the_requirement(rungs):
     digits, whole, _ = rungs
     model, best = whole.control.delivered(), whole.control.best

@@ -277,6 +277,7 @@ def test_a_method_that_became_another_one_has_other_keys(monkeypatch):
 # Records
 
 
+@pytest.mark.arithmetic
 def test_a_record_holds_what_it_must(tiny):
     run = tiny.runs[1]
     record = read_record(run.record_path)
@@ -301,6 +302,7 @@ def test_a_record_holds_what_it_must(tiny):
         name: layer.significant for name, layer in masked_layers(model).items()}
 
 
+@pytest.mark.arithmetic
 def test_the_table(tiny):
     path = write_table("tiny", records("tiny"))
     head = path.read_text().splitlines()[0].split(",")
@@ -391,6 +393,7 @@ def test_deleting_one_record_runs_that_one_again_alone(tiny, results, capsys):
     assert numbers(read_record(one)) == expected
 
 
+@pytest.mark.arithmetic
 def test_a_requirement_that_is_never_reached(tiny):
     run = run_of("random", 0.9999, budget=40)
     record = perform(run)
@@ -496,6 +499,7 @@ def test_a_state_that_cannot_be_used_is_set_aside_and_training_starts_anew(tiny,
     assert not checkpoint.exists() and dense.exists()
 
 
+@pytest.mark.arithmetic
 def test_a_whole_checkpoint_is_gone_on_from(tiny):
     run = tiny.runs[1]
     expected = numbers(read_record(run.record_path))
@@ -552,6 +556,7 @@ def full():
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.arithmetic
 @pytest.mark.parametrize("room", [0, 100_000])
 def test_a_full_disk_is_one_clear_error_and_loses_nothing(tiny, full, room):
     run = run_of("iterative")
@@ -613,6 +618,7 @@ def test_what_a_killed_writer_left_is_cleared_away(tiny):
     assert others.exists() and not any(path.exists() for path in scraps)
 
 
+@pytest.mark.slow
 def test_two_processes_at_work_on_one_run(tiny, results):
     run = tiny.runs[1]
     run.record_path.unlink()
@@ -690,6 +696,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(results, capsys):
     assert found.err.count("\n") == 1 and f"cannot write in {results}" in found.err
 
 
+@pytest.mark.slow
 def test_the_module_is_a_command():
     answer = subprocess.run(
         [sys.executable, "-m", "pruning.study.runner", "status", "nothing"],

@@ -31,6 +31,8 @@ from pruning.study.tradeoff import (
 )
 from pruning.study.training import Recipe, generator, prepare
 
+pytestmark = pytest.mark.arithmetic
+
 YAML = """
 kind: tradeoff
 title: Tiny
