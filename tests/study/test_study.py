@@ -636,7 +636,7 @@ def test_two_processes_at_work_on_one_run(tiny, results):
 
     record = perform(run, progress=progress)
     made = run.record_path.stat().st_mtime_ns, run.place("models", ".model").stat().st_mtime_ns
-    said, errors = second[0].communicate(timeout=60)
+    said, errors = second[0].communicate(timeout=300)
     assert (second[0].returncode, errors) == (0, "")
     result = record["result"]
     assert said == (
