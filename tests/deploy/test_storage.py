@@ -81,6 +81,7 @@ def test_a_single_synapse_anywhere():
             assert same(decode_state(encode(model, encoding)), model.state_dict()), (place, encoding)
 
 
+@pytest.mark.arithmetic
 def test_what_is_under_the_mask_is_not_stored():
     model = pruned()
     with torch.no_grad():
@@ -131,6 +132,7 @@ def test_wrong_requests_say_what_is_wrong():
         encode(pruned(LENET), "codebook", LENET)
 
 
+@pytest.mark.arithmetic
 def test_sizes_are_those_of_the_files(tmp_path):
     model = pruned(LENET, 0.05)
     measured = {}
@@ -190,6 +192,7 @@ def test_on_real_digits_forty_times_smaller_with_the_same_classes(digits):
     assert (before.argmax(1) == test.labels).float().mean() > 0.8
     assert (after - before).square().mean() < 0.02 * (before - before.mean(1, keepdim=True)).square().mean()
     assert (after.argmax(1) == before.argmax(1)).float().mean() > 0.95
+@pytest.mark.arithmetic
     assert len(encode(digits, "dense32", LENET)) > 40 * len(small)
 
 
