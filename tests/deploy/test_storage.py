@@ -181,6 +181,7 @@ def test_relative_indices_take_the_fewest_bits():
         assert width * codes == min(bits * number[bits] for bits in number)
 
 
+@pytest.mark.arithmetic
 def test_on_real_digits_forty_times_smaller_with_the_same_classes(digits):
     test = load("digits").test
     small = encode(share_weights(digits), "entropy", LENET)
@@ -192,7 +193,6 @@ def test_on_real_digits_forty_times_smaller_with_the_same_classes(digits):
     assert (before.argmax(1) == test.labels).float().mean() > 0.8
     assert (after - before).square().mean() < 0.02 * (before - before.mean(1, keepdim=True)).square().mean()
     assert (after.argmax(1) == before.argmax(1)).float().mean() > 0.95
-@pytest.mark.arithmetic
     assert len(encode(digits, "dense32", LENET)) > 40 * len(small)
 
 
