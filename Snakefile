@@ -2,7 +2,7 @@
 #   snakemake                                the digits study
 #   snakemake --config study=report          MNIST and CIFAR-10
 #   snakemake --config study=report train=no  only what the records that are there give
-import fcntl
+import contextlib
 import json
 import os
 import shlex
@@ -11,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 
 from pruning.analysis import figures
 from pruning.study import records, runner as studies
+from pruning.study.locks import locked
 
 try:
     STUDY = studies.load(config.get("study", "digits"))
@@ -47,7 +48,7 @@ for benchmark, seed in STALE:
 
 # Papermill writes into the log, which outlives a failure; the output appears when all went well.
 PAPERMILL = (
-    "papermill --no-progress-bar --log-level WARNING -k python3 -y {params.given} {params.notebook} {log}"
+    "papermill --no-progress-bar --log-level WARNING -k python3 -y {params.given} {params.notebook} {log:q}"
     " || {{ echo 'The executed notebook, with the error in it: {log}' >&2; exit 1; }}"
 )
 
@@ -73,15 +74,16 @@ def given(benchmark=None, seeds=None):
     return shlex.quote(json.dumps(parameters))
 
 
+# Open until this process ends, however it ends.
+held = contextlib.ExitStack()
+
+
+def busy(pid):
+    raise WorkflowError(f"another process is running the study '{STUDY.name}' (process {pid}): wait for it, or stop it")
+
+
 onstart:
-    # Held until this process ends, however it ends.
-    global lock
-    WORK.mkdir(parents=True, exist_ok=True)
-    lock = open(WORK / "study.lock", "a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise WorkflowError(f"another process is running the study '{STUDY.name}': wait for it, or stop it")
+    held.enter_context(locked(WORK / "study.lock", waiting=busy))
 
 
 rule all:
@@ -106,7 +108,7 @@ rule runs:
     params:
         given=lambda w: given(w.benchmark, [int(w.seed)]),
         notebook="notebooks/1-benchmark.ipynb",
-    shell: PAPERMILL + "; cp {log} {output}"
+    shell: PAPERMILL + "; cp {log:q} {output:q}"
 
 
 rule table:
@@ -120,7 +122,7 @@ rule savings:
     """Bytes and energy of the delivered models, and the compressed ones that are shown."""
     input: [path for benchmark in STUDY.benchmarks if REMAKE for path in trained(benchmark)]
     output: SAVINGS
-    shell: "python -m pruning.analysis.savings tables {STUDY.name}"
+    shell: "python -m pruning savings tables {STUDY.name}"
 
 
 rule benchmark:
@@ -132,7 +134,7 @@ rule benchmark:
         given=lambda w: given(w.benchmark, STUDY.seeds),
         notebook="notebooks/1-benchmark.ipynb",
     # Without the machine's folders, which papermill writes into the metadata.
-    shell: PAPERMILL + r"; sed -E 's|(\"output_path\": \")[^\"]*/|\1|' {log} > {output}"
+    shell: PAPERMILL + r"""; sed -E 's|("output_path": ")[^"]*/|\1|' {log:q} > {output:q}"""
 
 
 for story, names in STORIES.items():

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, carry their own checksum, and are locked by one process."""
+"""Files that appear whole or not at all and carry their own checksum, and the folder for what can be made again."""
 
 from __future__ import annotations
 
@@ -6,29 +6,23 @@ import contextlib
 import hashlib
 import io
 import os
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks of this kind: there a study runs unlocked.
-    fcntl = None
-
 
 class DamagedFile(ValueError):
     """A file that is not what it says: truncated, altered or of another kind."""
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes | memoryview) -> None:
     """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part.
 
-    Raises ``OSError`` that names the file where the folder cannot be written or the disk is
-    full; the old file is then untouched.
+    OSError names the file where the folder cannot be written or the disk is full; the old file is then untouched.
     """
     temporary = None
     try:
@@ -52,7 +46,7 @@ _MAGIC = b"pruning state 1\n"
 
 
 def save_state(path: Path, state: dict, owner: str) -> None:
-    """Save tensors and plain values with ``owner`` (one line, who may load it) and a SHA-256."""
+    """Save tensors and plain values with a SHA-256 and ``owner``, one line that ``load_state`` must be given."""
     import torch
 
     buffer = io.BytesIO()
@@ -62,7 +56,7 @@ def save_state(path: Path, state: dict, owner: str) -> None:
 
 
 def load_state(path: Path, owner: str, device: torch.device | str = "cpu") -> dict:
-    """Load what ``save_state`` wrote for the same owner; ``DamagedFile`` says why it cannot be used."""
+    """Load what ``save_state`` wrote for the same owner; DamagedFile says why it cannot be used."""
     import torch
 
     data = path.read_bytes()
@@ -72,16 +66,16 @@ def load_state(path: Path, owner: str, device: torch.device | str = "cpu") -> di
     digest, body = data[head : head + 32], data[head + 32 :]
     if hashlib.sha256(body).digest() != digest:
         raise DamagedFile(f"{path} is truncated or altered: its checksum does not fit")
-    found, _, payload = body.partition(b"\n")
-    if found.decode(errors="replace") != owner:
+    written_for, _, payload = body.partition(b"\n")
+    if written_for.decode(errors="replace") != owner:
         raise DamagedFile(f"{path} belongs to another run")
     return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
 
 
 def set_aside(path: Path, folder: Path) -> Path:
-    """Move a file that cannot be used into ``folder`` under a free name; returns the new path.
+    """Move a file that cannot be used into ``folder`` under a free name; return the new path.
 
-    That another process has moved it meanwhile is no error.
+    It is no error if another process moved the file first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     number = 1
@@ -92,27 +86,20 @@ def set_aside(path: Path, folder: Path) -> Path:
     return target
 
 
-@contextlib.contextmanager
-def locked(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold ``path`` as this process's alone; the lock goes with the process, however it ends.
+def cache_folder() -> Path:
+    """Return the folder ``PRUNING_CACHE``, else ``synapse-pruning`` in the user's cache folder.
 
-    Where another process holds it: wait for it, after a call of ``waiting`` with its number.
+    Written out instead of taken from platformdirs, so that the compiled convolution needs PyTorch alone.
     """
+    if named := os.environ.get("PRUNING_CACHE"):
+        return Path(named).expanduser()
+    if sys.platform == "win32":
+        folder = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        folder = "~/Library/Caches"
+    else:
+        folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "ab+", buffering=0)  # noqa: SIM115 (closed below, after the error is named)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write in {path.parent}: {error.strerror}") from error
-    with file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if waiting:
-                    file.seek(0)
-                    waiting(file.read().decode() or "unknown")
-                fcntl.flock(file, fcntl.LOCK_EX)
-        with contextlib.suppress(OSError):  # a word to who waits; a full disk does not take the lock away
-            file.truncate(0)
-            file.write(str(os.getpid()).encode())
-        yield
+        return Path(folder).expanduser() / "synapse-pruning"
+    except RuntimeError as error:
+        raise OSError("this user has no home folder; PRUNING_CACHE can name a folder for caches") from error

@@ -1,23 +1,50 @@
 /* Convolution, 2x2 maximum and ReLU in one pass, forward and backward, for small networks.
 
-   Sixteen images lie side by side in one vector, so every operation is a plain vector operation
+   LANES images lie side by side in one vector, so every operation is a plain vector operation
    whatever the kernel's size, and a pruned synapse is simply not in the list that the innermost
    loop walks: its multiply-accumulates are not done. A tensor of n images is stored as
-   [blocks][channels][height][width][16] with blocks = ceil(n / 16).
+   [blocks][channels][height][width][LANES] with blocks = ceil(n / LANES).
 
-   All sums run in one fixed order: the same input gives the same bits. */
+   A vector is one register of the processor compiled for, and a tile's sums stay in registers:
+   32 of them with AVX-512 and on ARM, 16 on other x86 processors.
+
+   All sums run in one fixed order: the same input gives the same bits on the same processor. */
 
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#if defined __AVX512F__
 #define LANES 16
+#define SUPPORTED __builtin_cpu_supports("avx512f")
+#elif defined __AVX2__
+#define LANES 8
+#define SUPPORTED (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+#else
+#define LANES 4
+#define SUPPORTED 1
+#endif
+#if defined __AVX512F__ || defined __aarch64__
+#define POOLED_COLUMNS 4
+#else
+#define POOLED_COLUMNS 3 /* 12 sums, a weight, a product */
+#endif
+/* A tile's sums are in registers only where its loops are unrolled. */
+#if defined __clang__
+#define UNROLL(most) _Pragma("clang loop unroll(full)")
+#else
+#define TEXT(pragma) _Pragma(#pragma)
+#define UNROLL(most) TEXT(GCC unroll most)
+#endif
 #define INLINE static inline __attribute__((always_inline))
-typedef float vec __attribute__((vector_size(64), aligned(64)));
-typedef int32_t ivec __attribute__((vector_size(64), aligned(64)));
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4 * LANES)));
 
 typedef struct { int64_t offset; float weight; int32_t other; } tap;
 typedef struct { int blocks, in, height, width, out, kernel, pool, rows, columns; } shape;
+
+/* Images in one vector; 0 where this processor is not one of those compiled for. */
+int lanes(void) { return SUPPORTED ? LANES : 0; }
 
 INLINE vec blend(ivec choose, vec yes, vec no) { return (vec)((choose & (ivec)yes) | (~choose & (ivec)no)); }
 
@@ -26,13 +53,14 @@ INLINE int tile_of(int left, int most) { int n = (left + most - 1) / most; retur
 
 /* acc[r * C + c] = bias + sum over taps of weight * x[r * width + c + offset] */
 INLINE void gather_tile(int R, int C, const vec *x, int width, const tap *t, int taps, float bias, vec *acc) {
+  UNROLL(16)
   for (int i = 0; i < R * C; i++) acc[i] = (vec){0} + bias;
   for (int k = 0; k < taps; k++) {
     const vec *p = x + t[k].offset;
     float w = t[k].weight;
-#pragma GCC unroll 3
+    UNROLL(3)
     for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
+      UNROLL(8)
       for (int c = 0; c < C; c++) acc[r * C + c] += w * p[r * width + c];
   }
 }
@@ -40,11 +68,11 @@ INLINE void gather_tile(int R, int C, const vec *x, int width, const tap *t, int
 INLINE void pooled_tile(int N, const vec *x, int width, const tap *t, int taps, float bias, vec *y, ivec *arg) {
   vec acc[2 * 2 * 4];
   gather_tile(2, 2 * N, x, width, t, taps, bias, acc);
-#pragma GCC unroll 4
+  UNROLL(4)
   for (int n = 0; n < N; n++) {
     vec best = acc[2 * n];
     ivec where = {0};
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int q = 1; q < 4; q++) {
       vec a = acc[(q >> 1) * 2 * N + 2 * n + (q & 1)];
       ivec more = (a > best) | (a != a);
@@ -60,7 +88,9 @@ INLINE void pooled_tile(int N, const vec *x, int width, const tap *t, int taps, 
 INLINE void plain_tile(int R, int C, const vec *x, int width, const tap *t, int taps, float bias, vec *y, ivec *arg, int columns) {
   vec acc[9];
   gather_tile(R, C, x, width, t, taps, bias, acc);
+  UNROLL(3)
   for (int r = 0; r < R; r++)
+    UNROLL(3)
     for (int c = 0; c < C; c++) {
       ivec dead = acc[r * C + c] <= 0;
       y[r * columns + c] = blend(dead, (vec){0}, acc[r * C + c]);
@@ -100,7 +130,7 @@ int convolution_forward(const shape *s, const vec *x, const float *weight, const
         for (int r = 0; r < s->rows; r++)
           for (int c = 0, n; c < s->columns; c += n) {
             const vec *at = x + (size_t)2 * r * s->width + 2 * c;
-            n = tile_of(s->columns - c, 4);
+            n = tile_of(s->columns - c, POOLED_COLUMNS);
 #define POOLED(N) case N: pooled_tile(N, at, s->width, own, taps, bias[o], y, arg); break;
             switch (n) { POOLED(1) POOLED(2) POOLED(3) POOLED(4) }
             y += n;
@@ -146,14 +176,16 @@ static void spread(const shape *s, const vec *gy, const ivec *arg, vec *g, int h
 
 INLINE void correlate(int N, const vec *g, int stride, int rows, int columns, const vec *x, int width, const tap *t, vec *sums) {
   vec acc[8];
+  UNROLL(8)
   for (int n = 0; n < N; n++) acc[n] = sums[n];
   for (int r = 0; r < rows; r++)
     for (int c = 0; c < columns; c++) {
       vec a = g[r * stride + c];
       const vec *p = x + r * width + c;
-#pragma GCC unroll 8
+      UNROLL(8)
       for (int n = 0; n < N; n++) acc[n] += a * p[t[n].offset];
     }
+  UNROLL(8)
   for (int n = 0; n < N; n++) sums[n] = acc[n];
 }
 
@@ -161,6 +193,7 @@ INLINE void correlate(int N, const vec *g, int stride, int rows, int columns, co
 INLINE void back_tile(int N, const vec *g, const tap *t, int taps, vec *to) {
   vec acc[8];
   gather_tile(1, N, g, 0, t, taps, 0, acc);
+  UNROLL(8)
   for (int n = 0; n < N; n++) to[n] = acc[n];
 }
 
@@ -173,8 +206,8 @@ int convolution_backward(const shape *s, const vec *x, const float *weight, cons
   size_t weights = (size_t)s->out * s->in * K * K, each = (size_t)s->in * K * K;
   tap *own = malloc(weights * sizeof *own), *back = malloc(weights * sizeof *back);
   int *from = malloc((s->out + 1) * sizeof *from), *rows = malloc(((size_t)s->in * K + 1) * sizeof *rows);
-  vec *g = aligned_alloc(64, (size_t)s->out * height * stride * sizeof *g);
-  vec *sums = aligned_alloc(64, (weights + s->out) * sizeof *sums);
+  vec *g = aligned_alloc(sizeof(vec), (size_t)s->out * height * stride * sizeof *g);
+  vec *sums = aligned_alloc(sizeof(vec), (weights + s->out) * sizeof *sums);
   int failed = !own || !back || !from || !rows || !g || !sums;
   if (!failed) {
     memset(sums, 0, (weights + s->out) * sizeof *sums);
@@ -251,7 +284,7 @@ int convolution_backward(const shape *s, const vec *x, const float *weight, cons
   return failed;
 }
 
-/* images [count][channels * pixels], contiguous -> [blocks][channels * pixels][16], zeros after the last image */
+/* images [count][channels * pixels], contiguous -> [blocks][channels * pixels][LANES], zeros after the last image */
 void pack(const float *images, int64_t count, int64_t size, float *to) {
   for (int64_t b = 0; b * LANES < count; b++, to += size * LANES) {
     const float *row[LANES];

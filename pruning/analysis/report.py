@@ -27,9 +27,8 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from pruning.files import write_whole
-from pruning.study.records import ROOT
+from pruning.study.paths import root
 
-OUTPUT = ROOT / "build" / "report.html"
 SCREEN = 100  # dots per inch at which a figure has its natural size on the page
 SHARP = 2 * SCREEN
 
@@ -50,7 +49,7 @@ class FormulaRenderer(IPythonRenderer):
 
 def notebooks() -> list[Path]:
     """List the story's notebooks by their number."""
-    return sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"), key=lambda path: int(re.match(r"\d+", path.name)[0]))
+    return sorted((root() / "notebooks").glob("[0-9]*.ipynb"), key=lambda path: int(re.match(r"\d+", path.name)[0]))
 
 
 def build(paths: Iterable[Path], execute: bool = True) -> str:
@@ -60,10 +59,7 @@ def build(paths: Iterable[Path], execute: bool = True) -> str:
     be read or fails.
     """
     exporter = HTMLExporter(
-        template_name="report",
-        extra_template_basedirs=[str(ROOT)],
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
+        template_name="report", extra_template_basedirs=[str(root())], exclude_input_prompt=True, exclude_output_prompt=True
     )
     exporter.register_filter("markdown2html", markdown)
     paths = list(paths)
@@ -83,8 +79,8 @@ def build(paths: Iterable[Path], execute: bool = True) -> str:
         title=re.search(r"<h1[^>]*>(.*?)</h1>", front)[1],
         front=_linked(front, names),
         parts=parts,
-        executed=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("data/results/report/notebooks/*.ipynb")),
-        style=(ROOT / "report" / "style.css").read_text(),
+        executed=sorted(str(path.relative_to(root())) for path in root().glob("data/results/report/notebooks/*.ipynb")),
+        style=(root() / "report" / "style.css").read_text(),
     )
 
 
@@ -153,11 +149,11 @@ def _linked(body: str, names: set[str]) -> str:
 
 def _front() -> str:
     """Return the README up to where it lists the notebooks, its pictures inside, its links seen from the page."""
-    body = markdown((ROOT / "README.md").read_text(encoding="utf-8").split("\n## Read\n")[0])
+    body = markdown((root() / "README.md").read_text(encoding="utf-8").split("\n## Read\n")[0])
     body = body.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
 
     def inside(match: re.Match) -> str:
-        return f'src="data:image/png;base64,{base64.b64encode((ROOT / match[1]).read_bytes()).decode()}"'
+        return f'src="data:image/png;base64,{base64.b64encode((root() / match[1]).read_bytes()).decode()}"'
 
     body = re.sub(r'src="((?!data:)[^":]+\.png)"', inside, body)
     body = re.sub(r'href="(?!#|\.\./)([^":]+)"', r'href="../\1"', body)
@@ -167,16 +163,17 @@ def _front() -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Put all notebooks into one HTML page."""
     parser = argparse.ArgumentParser(prog="python -m pruning report", description=main.__doc__)
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--output", type=Path, help="default build/report.html")
     parser.add_argument("--as-committed", action="store_true", help="take the notebooks' outputs as they are")
     given = parser.parse_args(arguments)
     try:
+        output = given.output or root() / "build" / "report.html"
         page = build(notebooks(), execute=not given.as_committed)
-        write_whole(given.output, page.encode())
+        write_whole(output, page.encode())
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{given.output}: {len(page.encode()) / 2**20:.1f} MiB")
+    print(f"{output}: {len(page.encode()) / 2**20:.1f} MiB")
     return 0
 
 

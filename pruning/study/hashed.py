@@ -24,7 +24,7 @@ from pruning.masks import Masked, masked_layers
 from pruning.methods import METHODS
 from pruning.schedules import GeometricSchedule
 from pruning.study.datasets import Dataset
-from pruning.study.networks import lenet
+from pruning.notation import lenet
 from pruning.study.training import WEIGHTS, Recipe, Training, assembled, generator, prepare, train
 
 HASHED = 3  # the purpose of a random generator, beside those of ``training``

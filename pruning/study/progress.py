@@ -1,6 +1,6 @@
-"""How far a run is: a bar when a person watches, a plain line now and then otherwise.
+"""Progress of a run: a bar when a person watches, a plain line now and then otherwise.
 
-    record = perform(run, progress=progress(run, 2, 12))     # the second of twelve runs
+``progress(run, 2, 12)`` is the callback for the second of twelve runs.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ from tqdm import tqdm
 
 
 def watched() -> TextIO | None:
-    """The stream on which a person sees a bar move: in JupyterLab or at a terminal; else None."""
+    """Return the stream on which a person sees a bar move, in JupyterLab or at a terminal; else None."""
     if os.environ.get("JPY_SESSION_NAME"):  # set by Jupyter's server, not by Papermill, nbconvert or nbval
         return sys.stdout
     return sys.stderr if sys.stderr.isatty() else None
 
 
 def progress(run, number: int = 1, total: int = 1, every: float = 20.0) -> Callable:
-    """A callback (event, training) for ``study.perform``; plain lines lie at least ``every`` seconds apart.
+    """Return a callback (event, training) for a run; it prints plain lines at least ``every`` seconds apart.
 
-    ``number`` and ``total`` tell which of how many runs this is. A run whose record is current
-    does not train and says nothing.
+    This is run ``number`` of ``total``. A run whose record is current does not train and prints nothing.
     """
-    title, stream, said = f"{run.name} ({number} of {total})", watched(), time.monotonic()
+    title, stream, last = f"{run.name} ({number} of {total})", watched(), time.monotonic()
     bar = None
 
     def report(event, training) -> None:
-        nonlocal bar, said
+        nonlocal bar, last
         state = f"accuracy {event.accuracy:.3f}, density {event.density:.1%}"
         if stream is not None:
             if bar is None:
@@ -39,10 +38,10 @@ def progress(run, number: int = 1, total: int = 1, every: float = 20.0) -> Calla
             bar.set_postfix_str(state, refresh=False)
             bar.update(event.iteration - bar.n)
             if event.finished:
-                bar.total = event.iteration  # most runs stop before their budget: the bar ends full
+                bar.total = event.iteration  # most runs stop before their budget, yet the bar ends full
                 bar.close()
-        elif event.finished or time.monotonic() - said >= every:
-            said = time.monotonic()
+        elif event.finished or time.monotonic() - last >= every:
+            last = time.monotonic()
             ending = f"; {event.action}" if event.finished else ""
             print(f"{title}: iteration {event.iteration:,}, {state}{ending}", flush=True)
 

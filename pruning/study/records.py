@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pruning.files import DamagedFile, write_whole
-
-ROOT = Path(__file__).resolve().parents[2]
+from pruning.study.paths import root
 
 
 def folder(study: str) -> Path:
     """Where a study's results lie: under ``PRUNING_RESULTS``, else ``data/results``."""
-    return Path(os.environ.get("PRUNING_RESULTS") or ROOT / "data" / "results") / study
+    return Path(os.environ.get("PRUNING_RESULTS") or root() / "data" / "results") / study
 
 
 def digest(value: Mapping) -> str:

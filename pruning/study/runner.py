@@ -30,12 +30,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pruning import __version__
 from pruning.accel import convolution
 from pruning.methods import METHODS
-from pruning.files import DamagedFile, locked, save_state, set_aside, write_whole
+from pruning.files import DamagedFile, save_state, set_aside, write_whole
 from pruning.masks import masked_layers
 from pruning.study import datasets
 from pruning.study.hashed import ladder
-from pruning.study.networks import layers as network_layers
-from pruning.study.records import ROOT, digest, folder, read_record, write_record
+from pruning.study.locks import locked
+from pruning.notation import layers as network_layers
+from pruning.study.paths import find_root, root
+from pruning.study.records import digest, folder, read_record, write_record
 from pruning.study.training import Recipe, Training, accuracy, network, prepare, train
 
 # To be raised when a change to the code makes the same parameters give other numbers.
@@ -246,13 +248,13 @@ class Study(Strict):
 
 def names() -> list[str]:
     """The studies that there are; one that names its kind belongs to another module."""
-    files = (ROOT / "studies").glob("*.yaml")
+    files = (root() / "studies").glob("*.yaml")
     return sorted(path.stem for path in files if not re.search(rb"(?m)^kind:", path.read_bytes()))
 
 
 def load(name: str | Path) -> Study:
     """The study ``studies/<name>.yaml``, or the one in a YAML file; ``StudyError`` says what is wrong."""
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else ROOT / "studies" / f"{name}.yaml"
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else root() / "studies" / f"{name}.yaml"
     if not path.is_file():
         raise StudyError(f"no study '{name}' ({path} is missing); there are {', '.join(names())}")
     try:
@@ -400,7 +402,7 @@ def _record(run: Run, dataset: datasets.Dataset, training: Training, device: tor
     parts = [
         {
             "name": layer.name, "kind": layer.kind, "shape": list(layer.shape), "synapses": layer.synapses,
-            "significant": found[layer.name].significant, "biases": layer.biases, "positions": layer.positions,
+            "significant": found[layer.name].significant, "biases": layer.biases, "positions": layer.output_positions,
         }
         | ({"mask": _packed(mask)} if (mask := found[layer.name].mask).numel() == layer.synapses <= MASK_LIMIT else {})
         for layer in table
@@ -425,7 +427,7 @@ def _record(run: Run, dataset: datasets.Dataset, training: Training, device: tor
         "macs_dense": macs,
         # Hashed connections share their weights, but each of them multiplies.
         "macs": sum(
-            getattr(found[layer.name], "connections", found[layer.name].significant) * layer.positions for layer in table
+            getattr(found[layer.name], "connections", found[layer.name].significant) * layer.output_positions for layer in table
         ),
         # A backward pass takes about twice the forward pass's multiply-accumulates.
         "training_macs": 3 * macs * run.settings.batch * iterations,
@@ -496,14 +498,14 @@ def environment(device: torch.device | str = "cpu") -> dict:
     return {
         "pruning": __version__, "revision": _revision(), "python": platform.python_version(), **found,
         "device": cuda or _processor(), "threads": torch.get_num_threads(), "system": platform.system(),
-        "convolutions": "compiled" if device.type == "cpu" and convolution.available() else "torch",
+        "convolutions": convolution.form() if device.type == "cpu" else "torch",
     }
 
 
 @functools.cache
 def _revision() -> str:
     answer = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=find_root(), capture_output=True, text=True, check=False
     )
     return answer.stdout.strip() or "unknown"
 
@@ -606,7 +608,7 @@ def main(arguments: list[str] | None = None) -> int:
             found = recorded(study)
             print(f"{write_table(study.name, found)}: {len(found)} of {len(study.runs)} runs")
         elif given.action == "readme":
-            path, more = ROOT / "README.md", {"smallest": [], "methods": []}
+            path, more = root() / "README.md", {"smallest": [], "methods": []}
             for name in more:
                 with contextlib.suppress(StudyError):
                     more[name] = recorded(load(name))

@@ -28,14 +28,16 @@ from pydantic import Field, field_validator, model_validator
 
 from pruning import allocation
 from pruning.methods import METHODS, Method
-from pruning.files import DamagedFile, load_state, locked, save_state, set_aside, write_whole
+from pruning.files import DamagedFile, load_state, save_state, set_aside, write_whole
 from pruning.masks import masked_layers
 from pruning.schedules import PolynomialSchedule
 from pruning.strategies import Rounds
 from pruning.study import datasets
-from pruning.study.networks import Layer
-from pruning.study.networks import layers as network_layers
-from pruning.study.records import ROOT, digest, folder, read_record, write_record
+from pruning.study.locks import locked
+from pruning.notation import Layer
+from pruning.notation import layers as network_layers
+from pruning.study.paths import root
+from pruning.study.records import digest, folder, read_record, write_record
 from pruning.study.runner import (
     BENCHMARKS,
     PROTOCOL,
@@ -167,7 +169,7 @@ class Curves(Strict):
 
 def load(name: str | Path = "tradeoff") -> Curves:
     """The study ``studies/<name>.yaml``, or the one in a YAML file; ``StudyError`` says what is wrong."""
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else ROOT / "studies" / f"{name}.yaml"
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else root() / "studies" / f"{name}.yaml"
     if not path.is_file():
         raise StudyError(f"no study '{name}' ({path} is missing)")
     try:
@@ -408,7 +410,7 @@ def _point(
     whole = network_layers(curve.network)
     significant = {layer.name: found[layer.name].significant for layer in table}
     synapses, left = sum(layer.synapses for layer in whole), sum(significant.values())
-    macs, macs_left = sum(layer.macs for layer in whole), sum(significant[part.name] * part.positions for part in table)
+    macs, macs_left = sum(layer.macs for layer in whole), sum(significant[part.name] * part.output_positions for part in table)
     return {
         "ratio": ratio, "significant": left, "density": left / synapses, "compression": synapses / left,
         "speedup": macs / max(macs_left, 1), "densities": {

@@ -24,7 +24,7 @@ from pruning.methods import Method
 from pruning.files import DamagedFile, load_state, save_state, set_aside
 from pruning.masks import masked
 from pruning.study.datasets import Dataset, Split
-from pruning.study.networks import lenet
+from pruning.notation import lenet
 
 ORDER, WEIGHTS = 1, 2
 

@@ -15,8 +15,9 @@ from pruning.analysis import figures
 from pruning.analysis.tables import frame, titles
 from pruning.methods import METHODS
 from pruning.study import runner as study
+from pruning.study.paths import root
 from pruning.study.progress import progress
-from pruning.study.records import ROOT, records
+from pruning.study.records import records
 
 STUDY = """
 title: a few quick runs
@@ -177,7 +178,7 @@ def test_spread_and_folder(monkeypatch, tmp_path):
     assert figures.spread([0.1, 0.2, 0.3]) == "20.0% (10.0% to 30.0%)"
     assert figures.spread([2, 2], "{:.0f}") == "2" and figures.spread([np.nan]) == "-"
     monkeypatch.delenv("PRUNING_FIGURES", raising=False)
-    assert figures.folder("report") == ROOT / "figures" / "report"
+    assert figures.folder("report") == root() / "figures" / "report"
     monkeypatch.setenv("PRUNING_FIGURES", str(tmp_path))
     assert figures.folder("report") == tmp_path / "report"
 

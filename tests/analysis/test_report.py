@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from pruning.analysis import report
-from pruning.study.records import ROOT
+from pruning.study.paths import root
 
 
 def picture(width=300, height=200):
@@ -77,7 +77,7 @@ def test_links_lead_somewhere(story):
     assert "../data/README.md" in beside and "../notebooks/1-first.ipynb" in beside
     for link in beside:
         if "-first" not in link and "-second" not in link:
-            assert (ROOT / "build" / link).resolve().exists(), link
+            assert (root() / "build" / link).resolve().exists(), link
 
 
 def test_formulas_are_drawn_and_what_cannot_be_is_shown_as_it_is(story):

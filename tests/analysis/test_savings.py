@@ -10,27 +10,19 @@ import PIL.Image
 import pytest
 import torch
 
-from pruning.analysis import figures, savings
+from pruning.analysis import figures, measurement, savings
 from pruning.analysis.figures import savings as savings_figures
-from pruning.analysis.savings import (
-    ENCODINGS,
-    ON_CHIP,
-    held,
-    main,
-    markdown,
-    quantized,
-    shown,
-    write_compressed,
-    write_tables,
-)
+from pruning.analysis.measurement import ENCODINGS, ENERGY_COLUMNS, ON_CHIP, TABLES, pruned, quantized, write_tables
+from pruning.analysis.savings import held, main, markdown, shown, write_compressed
 from pruning.analysis.tables import KEYS, frame, titles
 from pruning.deploy import storage
 from pruning.deploy.energy import DRAM_PJ, SRAM_PJ
-from pruning.files import DamagedFile
+from pruning.files import DamagedFile, load_state
 from pruning.masks import masked_layers
 from pruning.study import datasets
 from pruning.study import runner as study
-from pruning.study.records import ROOT, folder, read_record, write_record
+from pruning.study.paths import root
+from pruning.study.records import folder, read_record, write_record
 from pruning.study.runner import StudyError, load, recorded
 from pruning.study.training import accuracy, network
 
@@ -38,7 +30,7 @@ STUDY = """
 title: a few quick runs
 benchmarks:
   digits-2c:
-    requirements: [0.4, 0.6]
+    requirements: [0.4, 0.5]
 methods: [unpruned, iterative, gradual]
 seeds: [0, 1, 2]
 settings: {batch: 32, warmup: 20, averaging: 0.9, interval: 20, patience: 3, ramp: 60, budget: 160}
@@ -67,14 +59,14 @@ def copied(made, tmp_path, monkeypatch):
 
 
 def model_of(run):
-    state = savings.load_state(run.place("models", ".model"), run.key)
+    state = load_state(run.place("models", ".model"), run.key)
     return storage.rebuilt(state["network"], state["state"])
 
 
 def test_shared_weights_are_not_taken_for_pruned_ones(monkeypatch):
     monkeypatch.delenv("PRUNING_RESULTS", raising=False)
     methods = load("methods")
-    assert {run.method for run in savings._pruned(methods)} == set(methods.methods) - {"unpruned", study.HASHED}
+    assert {run.method for run in pruned(methods)} == set(methods.methods) - {"unpruned", study.HASHED}
 
 
 def test_the_storage_table_has_every_pruned_run_in_every_encoding_at_its_true_size(made):
@@ -117,7 +109,7 @@ def test_the_file_of_a_run_is_the_network_whose_accuracy_the_table_gives(made):
 
 def test_the_energy_table_sums_up_and_is_the_model_of_45_nm(made):
     table = pd.read_csv(folder("quick") / "energy.csv")
-    assert tuple(table.columns) == savings.ENERGY_COLUMNS
+    assert tuple(table.columns) == ENERGY_COLUMNS
     assert table.groupby(KEYS).size().eq(3 * len(ON_CHIP)).all()
     assert np.allclose(table["dram_nj"], table["dram_accesses"] * DRAM_PJ / 1e3, atol=0.05)
     assert np.allclose(table["sram_nj"], table["sram_accesses"] * SRAM_PJ / 1e3, atol=0.01)
@@ -133,11 +125,11 @@ def test_the_energy_table_sums_up_and_is_the_model_of_45_nm(made):
 
 
 def test_tables_are_made_again_from_what_was_measured_to_the_same_bytes(copied, monkeypatch):
-    before = [(folder("quick") / f"{name}.csv").read_bytes() for name in savings.TABLES]
+    before = [(folder("quick") / f"{name}.csv").read_bytes() for name in TABLES]
     measured = []
-    monkeypatch.setattr(savings, "measure", lambda *given: measured.append(given))
+    monkeypatch.setattr(measurement, "measure", lambda *given: measured.append(given))
     write_tables(copied)
-    assert not measured and before == [(folder("quick") / f"{name}.csv").read_bytes() for name in savings.TABLES]
+    assert not measured and before == [(folder("quick") / f"{name}.csv").read_bytes() for name in TABLES]
 
 
 def test_one_run_is_measured_again_to_the_same_rows(copied):
@@ -154,10 +146,10 @@ def test_one_run_is_measured_again_to_the_same_rows(copied):
 def test_without_models_the_tables_stay_as_they_are(copied):
     shutil.rmtree(folder("quick") / "models")
     shutil.rmtree(folder("quick") / "work")
-    before = [(folder("quick") / f"{name}.csv").read_bytes() for name in savings.TABLES]
+    before = [(folder("quick") / f"{name}.csv").read_bytes() for name in TABLES]
     with pytest.raises(StudyError, match="12 of the 12 pruned models .*'make study STUDY=quick FRESH=1'"):
         write_tables(copied)
-    assert before == [(folder("quick") / f"{name}.csv").read_bytes() for name in savings.TABLES]
+    assert before == [(folder("quick") / f"{name}.csv").read_bytes() for name in TABLES]
 
 
 def test_a_model_of_another_run_is_refused(copied):
@@ -204,9 +196,9 @@ def test_the_smallest_codebook_that_keeps_the_goal_is_taken():
 
 def test_what_is_shown_is_the_median_of_the_highest_requirement_that_was_met(copied):
     (run,) = shown(copied, "iterative")
-    chosen = [read_record(other.record_path) for other in copied.select(requirements=[0.6], methods=["iterative"])]
+    chosen = [read_record(other.record_path) for other in copied.select(requirements=[0.5], methods=["iterative"])]
     densities = sorted(record["result"]["density"] for record in chosen)
-    assert run.requirement == 0.6 and read_record(run.record_path)["result"]["density"] == densities[1]
+    assert run.requirement == 0.5 and read_record(run.record_path)["result"]["density"] == densities[1]
     for record, value in zip(chosen, (0.1, 0.3, 0.2)):
         result = record["result"] | {"density": value, "reached": value < 0.3}
         write_record(folder("quick") / "runs" / f"{record['run']['name']}.json", record | {"result": result})
@@ -242,9 +234,9 @@ def test_the_readme_table_says_what_the_tables_say(made):
     stored, energies = savings.tables(quick)
     text = markdown(quick, "gradual")
     (line,) = text.splitlines()[2:]
-    rows = stored.query("requirement == 0.6 and method == 'gradual' and encoding == 'compact'")
-    costs = energies.query("requirement == 0.6 and method == 'gradual'").query("on_chip_bytes == @ON_CHIP[0]")
-    assert line.startswith(f"| digits-2c, Digits | 60 % | 3 of 3 | {rows['significant'].mean():,.0f} |")
+    rows = stored.query("requirement == 0.5 and method == 'gradual' and encoding == 'compact'")
+    costs = energies.query("requirement == 0.5 and method == 'gradual'").query("on_chip_bytes == @ON_CHIP[0]")
+    assert line.startswith(f"| digits-2c, Digits | 50 % | 3 of 3 | {rows['significant'].mean():,.0f} |")
     assert f"{rows['bytes'].mean():,.0f} bytes" in line and f"{100 * rows['test_accuracy'].mean():.2f} %" in line
     dense, small = (costs.query("variant == @variant")["total_nj"].mean() / 1e3 for variant in ("dense", "compressed"))
     assert f"{dense:.1f} to {small:.1f} µJ, {dense / small:.1f}× less" in line
@@ -292,7 +284,7 @@ def test_the_command_makes_everything_and_names_what_is_wrong(copied, tmp_path, 
     assert main(["tables", "quick", "--method", "gradual"]) == 0
     said = capsys.readouterr().out
     assert "12 models; 12 of 12 keep their requirement" in said and ".prn" in said
-    assert len(list((folder("quick") / "compressed").glob("digits-2c-0.6-gradual-*.prn"))) == 1
+    assert len(list((folder("quick") / "compressed").glob("digits-2c-0.5-gradual-*.prn"))) == 1
     assert main(["tables", "nothing"]) == 1 and "no study 'nothing'" in capsys.readouterr().err
     assert main(["tables", "quick", "--method", "magic"]) == 1 and "no method 'magic'" in capsys.readouterr().err
 
@@ -310,13 +302,13 @@ def test_the_committed_tables_belong_to_the_committed_records(report):
 
 
 def test_the_committed_readme_holds_what_the_committed_tables_give(report):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (root() / "README.md").read_text(encoding="utf-8")
     assert savings.readme(text, report) == text, "run 'make readme'"
 
 
 def test_the_notebooks_show_the_method_whose_models_are_committed():
     for name in ("6-memory-and-energy", "7-deploy"):
-        cells = json.loads((ROOT / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        cells = json.loads((root() / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))["cells"]
         (given,) = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
         assert f'method = "{savings.SHOWN}"' in given.splitlines()
 

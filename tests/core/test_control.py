@@ -16,7 +16,7 @@ from pruning.methods import METHODS, Method
 from pruning.schedules import GeometricSchedule, LinearThreshold, PolynomialSchedule
 from pruning.strategies import Ramp, Rounds
 from pruning.study import datasets
-from pruning.study.networks import lenet
+from pruning.notation import lenet
 from pruning.study.training import Recipe, accuracy, batches
 
 ITERATIVE, UNPRUNED = METHODS["iterative"], METHODS["unpruned"]
@@ -503,7 +503,7 @@ def test_five_lines_in_ones_own_loop():
         assert not layer.weight[~layer.mask].any()
 
 
-@pytest.mark.parametrize("trained", [0, 300])
+@pytest.mark.parametrize("trained", [0, 100])
 def test_adaptive_in_ones_own_loop(trained):
     data = datasets.load("digits")
     torch.manual_seed(0)

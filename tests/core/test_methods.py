@@ -1,6 +1,8 @@
 """The known pruning methods: for each a property that it must have by its paper."""
 
+import collections
 import copy
+import functools
 import math
 from dataclasses import replace
 
@@ -25,6 +27,7 @@ from pruning.study.training import accuracy, batches, prepare, step, train
 NETWORK = "28x28-6c5-16c5-120-84-10"
 SETTINGS = Settings(batch=32, warmup=20, averaging=0.9, interval=20, patience=4, budget=240, ramp=80)
 KNOWN = sorted(set(METHODS) - {"unpruned", "iterative", "gradual", "oneshot", "random"})
+pytestmark = pytest.mark.arithmetic
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -148,7 +151,8 @@ def test_erk_prunes_to_its_densities():
 # Criteria of gradients
 
 
-def prepared(method=METHODS["unpruned"], requirement=0.6, recipe=SETTINGS.recipe, **given):
+def prepared(method=METHODS["unpruned"], requirement=0.4, recipe=SETTINGS.recipe, **given):
+    # At iteration 20 the average classifies about 0.22 of the validation images rightly, at 40 about 0.68.
     return prepare(NETWORK, recipe, requirement, method, 0, **SETTINGS.limits | given)
 
 
@@ -271,12 +275,28 @@ def test_the_dense_gradient_is_that_of_the_effective_weight():
         assert not any(layer.dense_gradient for layer in control.pruner.layers.values())
 
 
-def test_the_dense_gradient_through_compiled_convolutions(digits):
+def away_from_ties(model, images, gap=1e-5):
+    """The images whose maxima and ReLUs no rounding decides: nothing that one chooses between lies closer than ``gap``."""
+    clear, x = torch.ones(len(images), dtype=torch.bool), images.double()
+    with torch.no_grad():
+        for part in copy.deepcopy(model).double():
+            if isinstance(part, nn.MaxPool2d):
+                two = x.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4).topk(2).values
+                clear &= (two[..., 0] - two[..., 1]).flatten(1).amin(1) > gap
+            elif isinstance(part, nn.ReLU):
+                clear &= x.abs().flatten(1).amin(1) > gap
+            x = part(x)
+    return images[clear]
+
+
+def test_the_dense_gradient_through_compiled_convolutions():
     model = prepared().model
     for layer in masked_layers(model).values():
         layer.prune(torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(1)) < 0.2)
         layer.dense_gradient = True
-    images, labels = next(batches(digits, SETTINGS.recipe, 0))
+    images = away_from_ties(model, torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(2)))
+    assert len(images) > 32
+    labels = torch.arange(len(images)) % 10
     found = []
     for forward in (convolution.run, nn.Module.__call__):
         F.cross_entropy(forward(model, images), labels).backward()
@@ -479,16 +499,25 @@ def test_biased_decay_is_the_gradient_of_its_bias_and_favours_large_weights():
     assert (relative.diff() < 0).all() and (bias.decay(-ladder) == -bias.decay(ladder)).all()
 
 
-def test_biased_decay_makes_small_weights_smaller():
-    shares = []
-    for method in (METHODS["iterative"], replace(METHODS["iterative"], hook=BiasedDecay(strength=0.01))):
-        control = controlled(method, paces={"0": 0, "2": 0})
+def test_biased_decay_makes_small_weights_smaller_and_lets_large_ones_be():
+    # A problem whose solution is known: each weight has a target of its own, which it reaches without a bias.
+    target, found = torch.tensor([[0.06, 0.2, 1.0, 3.0]]), {}
+    for name, method in (("plain", METHODS["iterative"]), ("biased", replace(METHODS["iterative"], hook=BiasedDecay(strength=0.01)))):
+        layer = linear(0.5, 0.5, 0.5, 0.5)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.5)
+        control = PruneControl(layer, 0.5, method, optimizer=optimizer)
         control.start = 0  # as if the requirement had been met; nothing is pruned
         for iteration in range(1, 200):
-            iterate(control, iteration)
-        weights = control.pruner.layers["2"].weight.detach().abs()
-        shares.append(float(weights.quantile(0.25) / weights.max()))
-    assert shares[1] < 0.7 * shares[0]
+            F.mse_loss(layer(torch.eye(4)), target.T, reduction="sum").backward()
+            if control.watching:
+                control.observe(iteration)
+            optimizer.step()
+            optimizer.zero_grad()
+        found[name] = layer.weight.detach()
+    assert found["plain"] == pytest.approx(target, abs=1e-4)
+    share = (found["biased"] / target)[0]
+    # Where 2 (w - t) + strength x s / (1 + s w)^2 = 0.
+    assert share[0] < 0.7 and (share.diff() > 0).all() and 0.999 < share[3] < 1
     # The method itself has a weaker bias: beside the recipe's weight decay much for small weights, little for large ones.
     weights = torch.tensor([0.001, 0.01, 1.0])
     beside = METHODS["biased"].hook.decay(weights) / (SETTINGS.recipe.weight_decay * weights)
@@ -524,46 +553,63 @@ def test_an_accuracy_that_always_suffices_comes_to_an_end(name):
     assert control.events[-1].action in ("nothing left to prune", "ramp completed")
     assert density(control.delivered()) == control.best["density"] < 0.07
 
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    """By a method's name its training to the end, and the checkpoint that lay there at the evaluation before the last."""
+
+    @functools.cache
+    def trained(name):
+        checkpoint, lay = tmp_path_factory.mktemp(name) / "a.checkpoint", collections.deque(maxlen=2)
+
+        def look(event, training):  # which writes its own checkpoint only after this
+            lay.append(checkpoint.read_bytes() if checkpoint.exists() else b"")
+
+        training = train(
+            prepared(METHODS[name]), digits, SETTINGS.recipe, 0, checkpoint=checkpoint, owner="me", every=0, progress=look
+        )
+        return training, lay[0]
+
+    return trained
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KNOWN)
-def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, name):
-    class Stop(Exception):
-        pass
-
-    def trained(**given):
-        return train(prepared(METHODS[name]), digits, SETTINGS.recipe, 0, **given)
-
-    whole = trained()
-    end, control = whole.iteration, whole.control
+def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, whole, name):
+    expected, lay = whole(name)
+    control = expected.control
     evaluated = [event.iteration for event in control.events if event.phase != "look"]
-    assert control.reached and control.start <= evaluated[-2] < end
+    assert control.reached and control.start <= evaluated[-2] < expected.iteration
     assert control.best["density"] == density(control.delivered()) < 1
 
-    def stop(event, training):
-        if event.iteration == evaluated[-2]:
-            raise Stop
-
-    checkpoint = tmp_path / "a.checkpoint"
-    with pytest.raises(Stop):
-        trained(checkpoint=checkpoint, owner="me", every=0, progress=stop)
-    resumed = trained(checkpoint=checkpoint, owner="me")
-    assert resumed.control.events == control.events
+    checkpoint, seen = tmp_path / "a.checkpoint", []
+    checkpoint.write_bytes(lay)
+    resumed = train(
+        prepared(METHODS[name]), digits, SETTINGS.recipe, 0, checkpoint=checkpoint, owner="me",
+        progress=lambda event, training: seen.append(event.iteration),
+    )
+    assert seen == evaluated[-2:] and resumed.control.events == control.events
     for part in ("model", "average"):
-        ours, theirs = getattr(resumed, part).state_dict(), getattr(whole, part).state_dict()
+        ours, theirs = getattr(resumed, part).state_dict(), getattr(expected, part).state_dict()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    for layer in masked_layers(whole.model).values():
+    for layer in masked_layers(expected.model).values():
         assert name == "surgery" or not layer.weight[~layer.mask].any()
 
 
-@pytest.mark.parametrize("name", ["snip", "lottery", "surgery", "movement", "adaptive"])
-def test_the_shared_dense_phase_changes_nothing(digits, tmp_path, name):
-    def trained(method, **given):
-        return train(prepared(METHODS[method]), digits, SETTINGS.recipe, 0, **given)
+@pytest.fixture(scope="module")
+def dense(digits, tmp_path_factory):
+    """The folder in which a training without pruning left its dense phase."""
+    place = tmp_path_factory.mktemp("dense")
+    train(prepared(), digits, SETTINGS.recipe, 0, dense=place, dense_owner="all")
+    return place
 
-    trained("unpruned", dense=tmp_path, dense_owner="all")
-    left = (tmp_path / "0.6.dense").read_bytes()
-    shared, alone = trained(name, dense=tmp_path, dense_owner="all"), trained(name)
-    assert shared.control.events == alone.control.events
-    assert (tmp_path / "0.6.dense").read_bytes() == left
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["snip", "lottery", "surgery", "movement", "adaptive"])
+def test_the_shared_dense_phase_changes_nothing(digits, dense, whole, name):
+    left = (dense / "0.4.dense").read_bytes()
+    shared = train(prepared(METHODS[name]), digits, SETTINGS.recipe, 0, dense=dense, dense_owner="all")
+    assert shared.control.events == whole(name)[0].control.events
+    assert (dense / "0.4.dense").read_bytes() == left
 
 
 def test_methods_that_differ_from_another_in_one_part():
@@ -589,7 +635,7 @@ def pruned_at_random(model, fraction, seed):
 
 
 def test_a_row_of_the_jacobian_is_the_slope_of_an_image():
-    model, (images, _) = tiny(), examples(0)
+    model, images = tiny().double(), examples(0)[0].double()
     for name, keep in pruned_at_random(model, 0.5, 0).items():
         model.get_submodule(name).set_mask(keep)
     found = Jacobian(model, [images[:5], images[5:]], torch.Generator().manual_seed(1)).rows
@@ -599,13 +645,13 @@ def test_a_row_of_the_jacobian_is_the_slope_of_an_image():
     masks = {f"{name}.weight": layer.mask for name, layer in masked_layers(model).items()}
     for row, image, sign in zip(found, images, signs):
         model.zero_grad()
-        (model(image[None])[0] * sign).sum().backward()
+        (model(image[None])[0] * sign.double()).sum().backward()
         slopes = [p.grad[masks[name]] if name in masks else p.grad for name, p in model.named_parameters()]
-        assert torch.allclose(row * math.sqrt(8), torch.cat([slope.flatten() for slope in slopes]), atol=1e-5)
+        assert torch.allclose(row * math.sqrt(8), torch.cat([slope.flatten() for slope in slopes]), atol=1e-12)
 
 
 def test_compensation_is_the_ridge_regression_on_what_stays():
-    model, (images, _) = tiny(), examples(0)
+    model, images = tiny().double(), examples(0)[0].double()
     for name, keep in pruned_at_random(model, 0.3, 0).items():
         model.get_submodule(name).set_mask(keep)
     keep = pruned_at_random(model, 0.3, 1)
@@ -615,19 +661,19 @@ def test_compensation_is_the_ridge_regression_on_what_stays():
     def flat(values):
         return torch.cat([values[name][masks[name]] if name in masks else values[name].flatten() for name in names])
 
-    weights = flat({name: value.detach().clone() for name, value in model.named_parameters()}).double()
+    weights = flat({name: value.detach().clone() for name, value in model.named_parameters()})
     everything = {name: torch.ones_like(value, dtype=torch.bool) for name, value in model.named_parameters()}
     stays = flat(everything | {f"{name}.weight": mask for name, mask in keep.items()})
     jacobian = Jacobian(model, [images])
-    rows = jacobian.rows.double()
+    rows = jacobian.rows
     left, cut = rows[:, stays], rows[:, ~stays]
     ridge = 0.2 * rows.square().sum(0).mean() * torch.eye(int(stays.sum()), dtype=torch.float64)
     wanted = weights[stays] + torch.linalg.solve(left.T @ left + ridge, left.T @ (cut @ weights[~stays]))
     twin = copy.deepcopy(model)
     jacobian.compensate(keep, [model, twin], damping=0.2)
     for changed in (model, twin):
-        found = flat({name: value.detach() for name, value in changed.named_parameters()}).double()
-        assert torch.allclose(found[stays], wanted, atol=1e-5) and not found[~stays].any()
+        found = flat({name: value.detach() for name, value in changed.named_parameters()})
+        assert torch.allclose(found[stays], wanted, atol=1e-10) and not found[~stays].any()
         for name, layer in masked_layers(changed).items():
             assert torch.equal(layer.mask, keep[name]) and not layer.weight[~layer.mask].any()
 
@@ -690,21 +736,35 @@ def test_frozen_parameters_stay_as_they_are():
     assert moved == [set(before), set(before) - set(frozen)]
 
 
+@torch.no_grad()
+def centred(model, images):
+    """The logits [N, 10] less their mean: what compensation repairs."""
+    logits = model(images)
+    return logits - logits.mean(1, keepdim=True)
+
+
+@pytest.mark.slow
 def test_the_weights_that_stay_make_up_for_those_cut(digits):
-    training = prepare(NETWORK, SETTINGS.recipe, 0.99, METHODS["unpruned"], 0)
-    stream = batches(digits, SETTINGS.recipe, 0)
-    for _ in range(300):
-        step(training, SETTINGS.recipe, *next(stream))
-    model, whole = training.average, accuracy(training.average, digits.validation)
-    scores = magnitudes(masked_layers(model))
-    bound = torch.cat([score.flatten() for score in scores.values()]).quantile(0.9)
-    keep = {name: score > bound for name, score in scores.items()}
-    plain = copy.deepcopy(model)
-    for name, layer in masked_layers(plain).items():
-        layer.set_mask(keep[name])
-    Jacobian(model, [next(stream)[0] for _ in range(8)], torch.Generator().manual_seed(0)).compensate(keep, [model])
-    lost, left = (whole - accuracy(pruned, digits.validation) for pruned in (plain, model))
-    assert lost > 0.03 and left < lost / 2
+    lost, left = [], []  # validation accuracy, without and with compensation
+    for seed in range(3):
+        training = prepare(NETWORK, SETTINGS.recipe, 0.99, METHODS["unpruned"], seed)
+        stream = batches(digits, SETTINGS.recipe, seed)
+        for _ in range(300):
+            step(training, SETTINGS.recipe, *next(stream))
+        model, whole = training.average, accuracy(training.average, digits.validation)
+        wanted = centred(model, digits.validation.images)
+        scores = magnitudes(masked_layers(model))
+        bound = torch.cat([score.flatten() for score in scores.values()]).quantile(0.95)
+        keep = {name: score > bound for name, score in scores.items()}
+        plain = copy.deepcopy(model)
+        for name, layer in masked_layers(plain).items():
+            layer.set_mask(keep[name])
+        Jacobian(model, [next(stream)[0] for _ in range(8)], torch.Generator().manual_seed(0)).compensate(keep, [model])
+        errors = [(centred(pruned, digits.validation.images) - wanted).square().mean() for pruned in (plain, model)]
+        assert errors[1] < 0.5 * errors[0]  # 0.21 to 0.37 in 20 trainings, five seeds in each of four forms of rounding
+        lost.append(whole - accuracy(plain, digits.validation))
+        left.append(whole - accuracy(model, digits.validation))
+    assert sum(left) < sum(lost)
 
 
 # Adaptive

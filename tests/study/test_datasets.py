@@ -16,19 +16,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pruning.study import datasets
-from pruning.study.datasets import KINDS, OBJECTS, DataError, fingerprint, load
+from pruning.study.datasets import KINDS, PARTS, DataError, fingerprint, load
+from pruning.study.readers import batches, by_content, draw, pictures
+from pruning.study.sources import OBJECTS, fetch, find
 
-DATA = datasets.ROOT / (os.environ.get("PRUNING_DATA") or "data")
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / (os.environ.get("PRUNING_DATA") or "data")
 RAW = DATA / "MNIST" / "raw"
 ZIP = DATA / "cifar10-jpeg.zip"
 ORIGINAL = DATA / "cifar-10-batches-py"
 with_mnist = pytest.mark.skipif(not (RAW / "train-images-idx3-ubyte").is_file(), reason="no MNIST")
 with_zip = pytest.mark.skipif(not ZIP.is_file() or ORIGINAL.is_dir(), reason="no zip of CIFAR-10")
 with_batches = pytest.mark.skipif(not ORIGINAL.is_dir(), reason="no original of CIFAR-10")
-without_data = pytest.mark.skipif(
-    any(path.name.startswith(("MNIST", "cifar")) for path in (datasets.ROOT / "data").glob("*")),
-    reason="data/ holds datasets, which would be found")
 FILES = [Path(file).name for file, _ in KINDS["mnist"].originals]
 
 # They change with the pixels, the labels or the split: then FORMAT has to change as well, and
@@ -46,10 +45,11 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, cache):
-    """An empty folder that PRUNING_DATA names, and no network."""
-    folder = tmp_path / "data"
+    """An empty folder that PRUNING_DATA names, in a project without data, and no network."""
+    folder = tmp_path / "named"
     folder.mkdir()
     monkeypatch.setenv("PRUNING_DATA", str(folder))
+    monkeypatch.setenv("PRUNING_ROOT", str(tmp_path))
     for proxy in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
@@ -106,7 +106,7 @@ def test_digits_are_scikit_learns_enlarged(cache):
 
     data = load("digits")
     with np.load(cache / "digits.npz") as stored:
-        where = [stored[f"{part}_indices"] for part in datasets.PARTS]
+        where = [stored[f"{part}_indices"] for part in PARTS]
     assert sorted(np.concatenate(where)) == list(range(1797))
     found = load_digits()
     small = torch.from_numpy(found.images).unsqueeze(1) / 16 * 255
@@ -132,7 +132,7 @@ def test_prepared_copy_gives_the_same_and_is_not_made_twice(cache):
     second = load("digits")
     assert (cache / "digits.npz").stat().st_mtime_ns == written
     assert [path.name for path in cache.iterdir()] == ["digits.npz"]
-    for part in datasets.PARTS:
+    for part in PARTS:
         assert torch.equal(getattr(first, part).images, getattr(second, part).images)
         assert torch.equal(getattr(first, part).labels, getattr(second, part).labels)
     assert (first.mean, first.std, first.shape) == (second.mean, second.std, second.shape)
@@ -184,7 +184,7 @@ def test_loads_with_a_warning_where_no_copy_can_be_kept(tmp_path, monkeypatch):
 def test_split_is_drawn_by_class_and_without_overlap():
     labels = np.arange(600) % 3
     among = np.arange(100, 600)
-    drawn = datasets._draw(labels, among, 20)
+    drawn = draw(labels, among, 20)
     assert np.bincount(labels[drawn]).tolist() == [20, 20, 20]
     assert len(set(drawn)) == 60 and set(drawn) <= set(among)
     assert drawn.tolist() == sorted(drawn)
@@ -267,7 +267,6 @@ def test_missing_file_beside_others_is_named(mnist):
 
 
 @with_mnist
-@without_data
 def test_prepared_copy_stands_in_for_a_source_that_is_gone(mnist, cache):
     load("mnist")
     shutil.rmtree(mnist.parent)
@@ -280,7 +279,6 @@ def test_prepared_copy_stands_in_for_a_source_that_is_gone(mnist, cache):
         load("mnist")
 
 
-@without_data
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_missing_data_without_network_is_one_clear_error(place, name):
     assert fingerprint(name) is None
@@ -295,8 +293,26 @@ def test_missing_data_without_network_is_one_clear_error(place, name):
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_failed_download_leaves_nothing(place, name):
     with pytest.raises(DataError, match="could not be fetched"):
-        datasets._fetch(name, place)
-    assert list(place.iterdir()) == []
+        fetch(name)
+    assert list((place.parent / "data").iterdir()) == []
+
+
+def test_outside_a_project_nothing_is_fetched(place, tmp_path, monkeypatch):
+    monkeypatch.delenv("PRUNING_ROOT")
+    monkeypatch.chdir(tmp_path)
+    assert fingerprint("mnist") is None
+    with pytest.raises(DataError, match="MNIST: .*no project to fetch it into.*\n.*set PRUNING_DATA"):
+        load("mnist")
+    assert [path.name for path in tmp_path.iterdir()] == ["named"]
+
+
+@with_mnist
+def test_outside_a_project_data_is_found_by_its_variable(mnist, tmp_path, monkeypatch):
+    monkeypatch.delenv("PRUNING_ROOT")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRUNING_DATA", "named")
+    assert find("mnist").path == tmp_path / "named" and load("mnist").fingerprint.startswith(MNIST)
+    assert load("digits").fingerprint.startswith(DIGITS)
 
 
 def test_folder_that_does_not_exist_is_named(tmp_path, monkeypatch, cache):
@@ -347,7 +363,7 @@ def sprout(place, skip=(), train=1, test=1, suffix="png"):
 def test_tree_of_png(tmp_path):
     tree = sprout(tmp_path, train=3, test=2)
     (tree / "train/cat/._0.png").write_text("what an operating system leaves behind")
-    images, labels, jpeg = datasets._pictures(tree, train=3, test=2)
+    images, labels, jpeg = pictures(tree, train=3, test=2)
     assert labels.tolist() == [n for n in range(10) for _ in range(3)] + [
         n for n in range(10) for _ in range(2)]
     assert images.shape == (50, 3, 32, 32) and images.dtype == np.uint8
@@ -359,7 +375,7 @@ def test_colours_and_position_of_pixels_are_kept(tmp_path):
     tree = sprout(tmp_path, test=0)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     Image.fromarray(pixels).save(tree / "train/truck/0.png")
-    images, _, _ = datasets._pictures(tree, train=1, test=0)
+    images, _, _ = pictures(tree, train=1, test=0)
     assert np.array_equal(images[9].transpose(1, 2, 0), pixels)
 
 
@@ -372,7 +388,7 @@ def test_image_that_cannot_be_used_is_named(tmp_path, damaged, reason):
     tree = sprout(tmp_path)
     (tree / "test/ship/0.png").write_bytes(damaged())
     with pytest.raises(DataError, match=f"test/ship/0.png is not a whole image.*{reason}"):
-        datasets._pictures(tree, train=1, test=1)
+        pictures(tree, train=1, test=1)
 
 
 def test_order_comes_from_the_content_not_the_source():
@@ -380,8 +396,8 @@ def test_order_comes_from_the_content_not_the_source():
     images = generator.integers(0, 256, (30, 3, 32, 32), np.uint8)
     labels = generator.integers(0, 10, 30).astype(np.uint8)
     shuffled = np.concatenate([generator.permutation(20), 20 + generator.permutation(10)])
-    first = datasets._by_content(images, labels, train=20)
-    second = datasets._by_content(images[shuffled], labels[shuffled], train=20)
+    first = by_content(images, labels, train=20)
+    second = by_content(images[shuffled], labels[shuffled], train=20)
     assert all(map(np.array_equal, first, second))
     assert sorted(first[1][:20]) == sorted(labels[:20])
 
@@ -410,7 +426,7 @@ def test_original_pixels_go_before_copies(place):
     sprout(place, suffix="jpg")
     zipped(place / "cifar10-a.zip", suffix="JPEG")
     zipped(place / "cifar10-b.zip", suffix="PNG")
-    assert datasets._find("cifar10").path == place / "cifar10-b.zip"
+    assert find("cifar10").path == place / "cifar10-b.zip"
     (place / "cifar-10-batches-py").mkdir()
     (place / "cifar-10-batches-py/test_batch").write_bytes(b"")
     with pytest.raises(DataError, match="data_batch_1 cannot be read"):
@@ -443,7 +459,7 @@ def test_batches_are_read_as_they_were_pickled():
         data = np.array(numbers, np.uint8)[:, None] + np.arange(3072, dtype=np.uint8)
         return pickle.dumps({"data": data, "labels": labels}, protocol=2)
 
-    images, labels = datasets._batches([batch([0, 7], [3, 9]), batch([50], [0])])
+    images, labels = batches([batch([0, 7], [3, 9]), batch([50], [0])])
     assert images.shape == (3, 3, 32, 32) and labels.tolist() == [3, 9, 0]
     assert images.dtype == labels.dtype == np.uint8
     assert images[1, 2, 31, 31] == (7 + 3071) % 256 and images[2, 0, 0, 1] == 51
@@ -470,4 +486,4 @@ def test_checksums_are_torchvisions():
 
 def test_torchvision_imports_in_a_fresh_process():
     code = "from pruning.study._torchvision import datasets, transforms; datasets.MNIST, transforms.Pad"
-    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=datasets.ROOT, check=True)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)

@@ -1,8 +1,10 @@
-"""The whole digits study through Snakemake and Papermill: killed, resumed, repeated, repaired."""
+"""A study through Snakemake and Papermill, in a clone of its own: killed, resumed, repeated, repaired."""
 
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +15,23 @@ import pandas as pd
 import pytest
 import torch
 
-from pruning.study.records import ROOT, read_record
+from pruning.study.records import read_record
 
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.slow
+
+# The digits study of the clone: all that the graph has, in trainings of a second.
+STUDY = """
+title: Digits in a few short runs
+benchmarks:
+  digits-2c: {requirements: [0.4]}
+  digits-3c: {requirements: [0.4]}
+methods: [unpruned, iterative, gradual]
+seeds: [0]
+settings: {batch: 32, warmup: 20, averaging: 0.9, interval: 20, patience: 3, ramp: 60, budget: 160}
+"""
+RUNS = 2 * 3
 PICTURES = (
     "figure-1-iterative-pruning", "figure-2-implementation", "figure-3-benchmarks",
     "figure-4-significant-synapses", "figure-5-training-effort",
@@ -25,14 +42,15 @@ def environment(place: Path) -> dict:
     binaries = str(Path(sys.executable).parent)
     return os.environ | {
         "PRUNING_RESULTS": str(place / "results"), "PRUNING_FIGURES": str(place / "figures"),
-        "PATH": binaries + os.pathsep + os.environ["PATH"], "OMP_NUM_THREADS": "1",
+        "PRUNING_CACHE": os.environ.get("PRUNING_CACHE") or str(ROOT / "data" / "prepared"),
+        "PYTHONPATH": str(place / "clone"), "PATH": binaries + os.pathsep + os.environ["PATH"], "OMP_NUM_THREADS": "1",
     }
 
 
-def started(place: Path, *targets: str, device: str = "cpu") -> subprocess.Popen:
-    command = [sys.executable, "-m", "snakemake", *targets, "--config", "study=digits", f"device={device}"]
+def started(place: Path, *given: str, study: str = "digits", device: str = "cpu") -> subprocess.Popen:
+    command = [sys.executable, "-m", "snakemake", *given, "--config", f"study={study}", f"device={device}"]
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment(place), text=True, start_new_session=True,
+        command, cwd=place / "clone", env=environment(place), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )
 
@@ -53,28 +71,45 @@ def written(place: Path) -> dict[str, float]:
     return {path.name: path.stat().st_mtime_ns for path in (place / "results/digits/runs").glob("*.json")}
 
 
+@pytest.fixture
+def place(tmp_path) -> Path:
+    return cloned(tmp_path)
+
+
+def cloned(place: Path) -> Path:
+    """A folder with a clone of the project, whose results and figures go beside it."""
+    clone = place / "clone"
+    clone.mkdir()
+    for name in ("pruning", "notebooks", "profiles", "studies"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    shutil.copy(ROOT / "Snakefile", clone)
+    return place
+
+
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory) -> Path:
-    """The digits study, killed once on its way and asked for twice at once afterwards."""
-    place = tmp_path_factory.mktemp("graph")
+    """A short digits study, killed once on its way and asked for twice at once afterwards."""
+    place = cloned(tmp_path_factory.mktemp("graph"))
+    (place / "clone/studies/digits.yaml").write_text(STUDY)
     first = started(place)
-    while len(written(place)) < 8:
+    while not written(place):
         assert first.poll() is None, finished(first)
-        time.sleep(0.2)
+        time.sleep(0.05)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     before = written(place)
+    assert len(before) < RUNS
 
     second = started(place)
-    lock = place / "results/digits/work/study.lock"
     while not any(place.glob("results/digits/work/log-*.ipynb")) or len(written(place)) <= len(before):
         assert second.poll() is None, finished(second)
-        time.sleep(0.2)
-    assert lock.exists()
+        time.sleep(0.05)
+    os.killpg(second.pid, signal.SIGSTOP)  # so that it is not over before it is asked for again
+    assert (place / "results/digits/work/study.lock").exists()
     third = started(place)
     said = finished(third)
     assert third.returncode != 0 and "another process is running the study 'digits'" in said
-    assert second.poll() is None, "the study was over before it was asked for a second time"
+    os.killpg(second.pid, signal.SIGCONT)
     said = finished(second)
     assert second.returncode == 0, said
     assert all(written(place)[name] == moment for name, moment in before.items()), "a finished run was done again"
@@ -84,8 +119,8 @@ def studied(tmp_path_factory) -> Path:
 def test_a_killed_study_ends_with_every_run_figure_and_notebook(studied):
     results = studied / "results/digits"
     table = pd.read_csv(results / "runs.csv")
-    assert len(table) == 60 and set(table["benchmark"]) == {"digits-2c", "digits-3c"}
-    assert table.groupby("method").size().to_dict() == dict.fromkeys(table["method"].unique(), 12)
+    assert len(table) == RUNS and set(table["benchmark"]) == {"digits-2c", "digits-3c"}
+    assert table.groupby("method").size().to_dict() == {"unpruned": 2, "iterative": 2, "gradual": 2}
     for name in PICTURES:
         for kind, head in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
             assert (studied / f"figures/digits/{name}.{kind}").read_bytes().startswith(head)
@@ -101,7 +136,7 @@ def test_a_second_time_does_nothing(studied):
 
 def test_a_deleted_record_reruns_that_run_alone_whatever_the_file_times(studied):
     results = studied / "results/digits"
-    gone = results / "runs/digits-3c-0.97-iterative-1.json"
+    gone = results / "runs/digits-3c-0.4-iterative-0.json"
     kept = {key: value for key, value in read_record(gone).items() if key not in ("seconds", "environment")}
     table, dice = (results / "runs.csv").read_bytes(), random.Random(0)
     for path in (results / "runs").glob("*.json"):
@@ -116,19 +151,26 @@ def test_a_deleted_record_reruns_that_run_alone_whatever_the_file_times(studied)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_a_failed_notebook_is_kept_and_named(tmp_path):
-    job = started(tmp_path, str(tmp_path / "results/digits/work/digits-2c-0.ipynb"), device="cuda")
+def test_a_failed_notebook_is_kept_and_named(place):
+    job = started(place, str(place / "results/digits/work/digits-2c-0.ipynb"), device="cuda")
     said = finished(job)
-    kept = tmp_path / "results/digits/work/log-digits-2c-0.ipynb"
+    kept = place / "results/digits/work/log-digits-2c-0.ipynb"
     assert job.returncode != 0 and f"with the error in it: {kept}" in said
     assert "torch sees no CUDA device" in kept.read_text()
-    assert not (tmp_path / "results/digits/runs.csv").exists()
+    assert not (place / "results/digits/runs.csv").exists()
 
 
-def test_an_unknown_study_is_one_clear_error():
-    process = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", "--config", "study=diggits"],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-    )
-    said = process.stdout
-    assert process.returncode != 0 and "no study 'diggits'" in said and "digits, ingredients, lenet, methods, report" in said
+def test_the_committed_digits_study_trains_each_benchmark_and_seed(place):
+    job = started(place, "-n")
+    said = finished(job)
+    assert job.returncode == 0, said
+    jobs = {name: int(count) for name, count in re.findall(r"^(\S+) +(\d+)$", said, re.MULTILINE)}
+    assert jobs == {
+        "all": 1, "runs": 6, "table": 1, "benchmark": 2, "2-significant-synapses": 1, "3-training-effort": 1, "total": 12,
+    }
+
+
+def test_an_unknown_study_is_one_clear_error(place):
+    job = started(place, "-n", study="diggits")
+    said = finished(job)
+    assert job.returncode != 0 and "no study 'diggits'" in said and "digits, ingredients, lenet, methods, report" in said

@@ -1,12 +1,10 @@
 import errno
 import json
-import math
 import os
 import resource
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,15 +13,15 @@ import torch
 from pruning.analysis.claims import markdown
 from pruning.analysis.readme import readme
 from pruning.analysis.tables import COLUMNS, frame, titles, write_table
-from pruning.files import DamagedFile, load_state, locked, save_state, set_aside, write_whole
+from pruning.files import DamagedFile, load_state, save_state, set_aside, write_whole
 from pruning.masks import density, masked_layers
 from pruning.methods import METHODS
 from pruning.study import runner as study
-from pruning.study.networks import layers
+from pruning.study.locks import locked
+from pruning.notation import layers
 from pruning.study.records import digest, folder, read_record, records, write_record
 from pruning.study.runner import (
     BENCHMARKS,
-    PROTOCOL,
     Run,
     Settings,
     StudyError,

@@ -13,7 +13,7 @@ from pruning.methods import METHODS
 from pruning.files import DamagedFile
 from pruning.masks import masked_layers
 from pruning.study import tradeoff
-from pruning.study.networks import layers
+from pruning.notation import layers
 from pruning.study.records import read_record
 from pruning.study.runner import BENCHMARKS, StudyError, names
 from pruning.study.tradeoff import (
@@ -127,7 +127,7 @@ def test_a_speedup_is_what_the_masks_say(tiny):
     table = layers(BENCHMARKS["digits-2c"][1])
     record = next(record for record in recorded(tiny) if record["run"]["method"] == "iterative")
     for point in record["points"]:
-        left = sum(round(point["densities"][layer.name] * layer.synapses) * layer.positions for layer in table)
+        left = sum(round(point["densities"][layer.name] * layer.synapses) * layer.output_positions for layer in table)
         assert point["speedup"] == pytest.approx(sum(layer.macs for layer in table) / left, rel=0.01)
 
 

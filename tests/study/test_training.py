@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,23 +24,44 @@ from pruning.study.training import Recipe, accuracy, batches, prepare, train
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = Settings(
     batch=32, warmup=20, averaging=0.9, interval=20, patience=4, budget=180, ramp=80,
-)
+)  # of seed 0 the average classifies about 0.22 of the validation images rightly at iteration 20, 0.68 at 40, 0.8 at 100
 NETWORK = "28x28-6c5-16c5-120-84-10"
 OWN = ("seconds", "environment")  # what a record says of its making, not of its numbers
 
-# Imports once, then forks a process for each run that a line asks for, and tells its number and its end.
+# Imports once, then forks a process for each run that a line asks for, and tells its end. The process kills itself:
+# in the middle of writing its checkpoint for the time ``number``, or ``later`` seconds after that.
 NURSERY = """
-import json, os, sys
+import json, os, signal, sys, threading
+from pruning.study import training
 from pruning.study.runner import Run, Settings, perform
+
+def end(*given):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def doomed(moment, number, later):
+    save, count = training.save_state, 0
+    def half(file):
+        os.ftruncate(file, os.fstat(file).st_size // 2)
+        end()
+    def counted(path, state, owner):
+        nonlocal count
+        count += path.suffix == ".checkpoint"
+        if count == number and moment == "writing":
+            os.fsync = half
+        save(path, state, owner)
+        if count == number:
+            threading.Timer(later, end).start()
+    training.save_state = counted
+
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
     if not child:
         given = json.loads(line)
         os.environ["PRUNING_RESULTS"] = given.pop("results")
+        doomed(*given.pop("end"))
         perform(Run(**given | {"settings": Settings(**given["settings"])}), every=0, warn=lambda text: os._exit(9))
         os._exit(0)
-    print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -67,7 +87,7 @@ def digits():
     return datasets.load("digits")
 
 
-def run_of(method="iterative", requirement=0.6):
+def run_of(method="iterative", requirement=0.4):
     return Run(study="s", benchmark="digits-2c", requirement=requirement, method=method, seed=0, settings=SETTINGS)
 
 
@@ -175,7 +195,7 @@ def test_accuracy_against_a_count_by_hand():
 # The loop
 
 
-def trained(digits, method="iterative", requirement=0.6, seed=0, **given):
+def trained(digits, method="iterative", requirement=0.4, seed=0, **given):
     training = prepare(NETWORK, SETTINGS.recipe, requirement, METHODS[method], seed, **SETTINGS.limits)
     return train(training, digits, SETTINGS.recipe, seed, **given)
 
@@ -266,41 +286,22 @@ def test_killed_at_any_moment_and_started_again_the_record_is_the_same(digits, r
     run = run_of()
     checkpoint = run.place("work", ".checkpoint")
     owner = f"{run.key} {digits.fingerprint}"
-    line = json.dumps(run.model_dump() | {"results": str(results)}) + "\n"
     chance = random.Random(2015)
 
-    def written():
-        return checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
-
-    def scraps():
-        return set(checkpoint.parent.glob(f".{checkpoint.name}.*.tmp"))
-
-    def killed(moment):
-        """Start the run and kill it at this moment; whether it was hit."""
-        before, old = written(), scraps()
-        nursery.stdin.write(line)
+    def killed(moment, number):
+        """Start the run, which is killed at this moment; how many half-written checkpoints lie there."""
+        given = {"results": str(results), "end": (moment, number, chance.uniform(0, 0.05))}
+        nursery.stdin.write(json.dumps(run.model_dump() | given) + "\n")
         nursery.stdin.flush()
-        child = int(nursery.stdout.readline())
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            if moment == "writing":
-                if scraps() - old:
-                    break
-            elif written() != before:
-                before = written()
-                if moment == "training" or load_state(checkpoint, owner)["control"]["round"]:
-                    time.sleep(chance.uniform(0, 0.05))
-                    break
-            time.sleep(0.0005)
-        os.kill(child, signal.SIGKILL)
         assert int(nursery.stdout.readline()) == -signal.SIGKILL
-        return moment != "writing" or bool(scraps() - old)
+        return len(set(checkpoint.parent.glob(f".{checkpoint.name}.*.tmp")))
 
-    assert killed("training")
-    assert load_state(checkpoint, owner)["control"]["round"] == 0
-    assert any(killed("writing") for _ in range(10))
-    assert killed("pruning")
-    assert any(killed("writing") for _ in range(10))
+    assert killed("writing", 1) == 1 and not checkpoint.exists()
+    killed("training", 1)
+    assert checkpoint.exists() and killed("writing", 1) == 1  # the scrap before was cleared away
+    killed("training", 2)
+    assert load_state(checkpoint, owner)["control"]["round"] >= 1
+    assert killed("writing", 1) == 1
     assert not run.record_path.exists()
 
     said = []
@@ -314,14 +315,14 @@ def test_killed_at_any_moment_and_started_again_the_record_is_the_same(digits, r
 
 
 def test_records_are_the_same_with_and_without_a_shared_dense_phase(results, monkeypatch):
-    runs = [run_of(method, requirement) for requirement in (0.6, 0.8) for method in ("unpruned", "random")]
+    runs = [run_of(method, requirement) for requirement in (0.4, 0.75) for method in ("unpruned", "random")]
     alone = {}
     for number, run in enumerate(runs):
         monkeypatch.setenv("PRUNING_RESULTS", str(results / f"alone{number}"))
         alone[run.name] = numbers(perform(run))
     result = {run.name: alone[run.name]["result"] for run in runs}
     met = {run.requirement: result[run.name]["iterations_unpruned"] for run in runs}
-    assert 0 < met[0.6] < met[0.8]
+    assert 0 < met[0.4] < met[0.75]
 
     for name, order in (("up", runs), ("down", runs[::-1])):
         monkeypatch.setenv("PRUNING_RESULTS", str(results / name))
@@ -336,7 +337,7 @@ def test_records_are_the_same_with_and_without_a_shared_dense_phase(results, mon
             else:
                 assert seen[0] == max(below, default=0) + SETTINGS.interval
             there.append(run.requirement)
-        assert sorted(path.name for path in (results / name).rglob("*.dense")) == ["0.6.dense", "0.8.dense"]
+        assert sorted(path.name for path in (results / name).rglob("*.dense")) == ["0.4.dense", "0.75.dense"]
 
     for run in runs:
         found = result[run.name]

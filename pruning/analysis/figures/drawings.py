@@ -18,7 +18,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from pruning.analysis.figures.panels import note
 from pruning.analysis.figures.runs import run_title
 from pruning.analysis.figures.style import FAINT, INK, SOFT, benchmarks, look, styled, title
-from pruning.study.networks import input_shape, layers
+from pruning.notation import input_shape, layers
 
 CENTER = {"ha": "center", "va": "center"}
 BLUE, ORANGE, GREEN = "#dcebf5", "#fbe3c4", "#d5efe5"
@@ -166,7 +166,7 @@ def _network(axes, notation: str, most: int) -> None:
     axes.text(0, -0.62, "input", fontsize=9, fontweight="bold", **CENTER)
     for number, layer in enumerate(parts, start=1):
         if layer.kind == "conv":
-            side = round(layer.positions**0.5)
+            side = round(layer.output_positions**0.5)
             _maps(axes, number, layer.shape[0], side, side, "#0072b2")
         else:
             tall = 0.42 * np.log10(layer.shape[0])

@@ -1,7 +1,7 @@
 """The figures of memory, energy and deployment, in the style of ``pruning.analysis.figures``.
 
     stored, energies = savings.tables(study)
-    figure = bytes_by_encoding(stored, titles(found))
+    figure = bytes_by_encoding(stored, titles(records))
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from pruning.analysis.figures.panels import caption, handle, hollow, label_first, note, offset, panels, points
 from pruning.analysis.figures.style import INK, REPORTED_LINE, SOFT, look, ordered, percent, styled
-from pruning.analysis.savings import ENCODINGS
+from pruning.analysis.measurement import ENCODINGS
 
 # Han et al. 2016, "Deep Compression", table 1: LeNet-5 on MNIST takes 39 times less memory.
 DEEP_COMPRESSION = 39
@@ -32,7 +32,7 @@ VARIANTS = {"dense": ("#999999", "s", "-"), "pruned": ("#0072b2", "o", "--"), "c
 
 
 def highest(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each benchmark's highest requirement."""
+    """Select the rows of each benchmark's highest requirement."""
     return table[table["requirement"] == table.groupby("benchmark")["requirement"].transform("max")]
 
 
@@ -125,7 +125,7 @@ def energy_split(table: pd.DataFrame, titles: Mapping[str, str], method: str) ->
 def on_chip_memory(curves: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Energy of one classification against the size of the on-chip memory.
 
-    ``curves`` has one row a benchmark, variant and size, with the columns benchmark, variant,
+    ``curves`` has one row per benchmark, variant and size, with the columns benchmark, variant,
     on_chip_bytes, total_nj and ``dram_accesses``; the marker shows the first size at which
     nothing comes from DRAM.
     """
@@ -163,10 +163,10 @@ def classified(images: np.ndarray, labels: Sequence[int], classes: Sequence[int]
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(0.95 * columns + 0.2, 1.3 * rows + 0.25), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, image, label, found in zip(grid, images, labels, classes):
-        right = label == found
+    for axes, image, label, answer in zip(grid, images, labels, classes):
+        right = label == answer
         axes.imshow(image, cmap="gray_r", interpolation="nearest")
-        axes.set_title(f"{found}" if right else f"{found}, not {label}", loc="center", fontsize=11,
+        axes.set_title(f"{answer}" if right else f"{answer}, not {label}", loc="center", fontsize=11,
                        color=INK if right else "#b04a00")
         axes.set(xticks=[], yticks=[])
         axes.grid(False)

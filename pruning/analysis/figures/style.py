@@ -22,7 +22,7 @@ import seaborn
 from matplotlib.figure import Figure
 
 from pruning.files import write_whole
-from pruning.study.records import ROOT
+from pruning.study.paths import root
 from pruning.study.runner import BENCHMARKS
 
 INK, SOFT, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
@@ -143,7 +143,7 @@ def percent(fraction: float) -> str:
 
 def folder(study: str) -> Path:
     """Return the folder of a study's figures: under ``PRUNING_FIGURES``, else ``figures``."""
-    return Path(os.environ.get("PRUNING_FIGURES") or ROOT / "figures") / study
+    return Path(os.environ.get("PRUNING_FIGURES") or root() / "figures") / study
 
 
 def style():

@@ -1,9 +1,9 @@
-"""The report's notation to a model.
+"""Networks from the report's notation.
 
     model = lenet("28x28-6c5-16c5-120-84-10")
 
-reads: an input of 28 x 28 and one channel, 6 and then 16 convolutions of 5 x 5, hidden layers of
-120 and 84 neurons, 10 outputs. An input of several channels is written ``3x32x32``.
+That is an input of 28 x 28 and one channel, 6 and then 16 convolutions of 5 x 5, hidden layers of 120 and 84 neurons,
+10 outputs. An input of several channels is written ``3x32x32``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ LINEAR = re.compile("[1-9][0-9]*")
 class Layer:
     """A layer with weights.
 
-    ``kind`` is "conv" or "linear", ``shape`` the weight's; ``positions`` counts the outputs that
-    use each weight: height x width of a convolution's feature map before pooling, 1 if linear.
+    ``kind`` is "conv" or "linear", ``shape`` the weight's; ``output_positions`` counts the outputs that use each
+    weight: height x width of a convolution's feature map before pooling, 1 if linear.
     """
 
     name: str
@@ -34,37 +34,37 @@ class Layer:
     shape: tuple[int, ...]
     synapses: int
     biases: int
-    positions: int
+    output_positions: int
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates for one image, unpruned."""
-        return self.synapses * self.positions
+        return self.synapses * self.output_positions
 
 
 def input_shape(notation: str) -> tuple[int, int, int]:
-    """Shape (channels, height, width) of one image; raises as ``layers`` does."""
+    """Return the shape (channels, height, width) of one image; raise as ``layers`` does."""
     return _parse(notation)[0]
 
 
 def layers(notation: str) -> tuple[Layer, ...]:
-    """The layers in order, without building a model; a ValueError shows the place of a fault."""
+    """Return the layers in order, without building a model; a ValueError shows the place of a fault."""
     return _parse(notation)[1]
 
 
 def lenet(notation: str) -> nn.Sequential:
-    """The model, images [N, C, H, W] to logits [N, classes]; raises as ``layers`` does.
+    """Build the model, images [N, C, H, W] to logits [N, classes]; raise as ``layers`` does.
 
-    PyTorch's default initialisation from its global generator: seed it, or fork it, before.
+    PyTorch's default initialisation draws from its global generator: seed it, or fork it, before.
     """
     described = layers(notation)
     children: OrderedDict[str, nn.Module] = OrderedDict()
     for number, layer in enumerate(described, start=1):
         outputs, inputs, *kernel = layer.shape
         if layer.kind == "conv":
-            children[layer.name] = nn.Conv2d(inputs, outputs, tuple(kernel))
+            children[layer.name] = nn.Conv2d(inputs, outputs, kernel[0])
             if number <= POOLED:
-                # Before ReLU: maximum and ReLU commute, and a quarter of the elements is left.
+                # Before ReLU: maximum and ReLU commute, and only a quarter of the elements passes on.
                 children[f"pool{number}"] = nn.MaxPool2d(2)
         else:
             if layer.name == "fc1":
@@ -82,7 +82,8 @@ def _parse(notation: str) -> tuple[tuple[int, int, int], tuple[Layer, ...]]:
     size = INPUT.fullmatch(first)
     if not size:
         raise _fault(notation, 0, first, "expected the input's size here: 28x28 or 3x32x32")
-    shape = channels, height, width = tuple(int(number or 1) for number in size.groups())
+    channels, height, width = (int(number or 1) for number in size.groups())
+    shape = channels, height, width
 
     convolutions: list[Layer] = []
     linears: list[Layer] = []
@@ -117,9 +118,9 @@ def _parse(notation: str) -> tuple[tuple[int, int, int], tuple[Layer, ...]]:
     return shape, (*convolutions, *linears)
 
 
-def _layer(kind: str, number: int, positions: int, *shape: int) -> Layer:
+def _layer(kind: str, number: int, output_positions: int, *shape: int) -> Layer:
     name = f"{'conv' if kind == 'conv' else 'fc'}{number}"
-    return Layer(name, kind, shape, math.prod(shape), biases=shape[0], positions=positions)
+    return Layer(name, kind, shape, math.prod(shape), shape[0], output_positions)
 
 
 def _fault(notation: str, start: int, token: str, expected: str) -> ValueError:

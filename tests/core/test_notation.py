@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pruning.study.networks import input_shape, layers, lenet
+from pruning.notation import input_shape, layers, lenet
 
 LENET = "28x28-6c5-16c5-120-84-10"
 CIFAR = "3x32x32-6c3-16c3-36c4-240-120-84-10"
@@ -32,7 +32,7 @@ def test_layers_are_those_worked_out_by_hand(notation):
     synapses, positions, biases = BY_HAND[notation]
     described = layers(notation)
     assert [layer.synapses for layer in described] == synapses
-    assert [layer.positions for layer in described] == positions
+    assert [layer.output_positions for layer in described] == positions
     assert sum(layer.biases for layer in described) == biases
     total = sum(layer.synapses for layer in described), sum(layer.macs for layer in described)
     assert total == TOTALS[notation]
@@ -53,7 +53,7 @@ def test_the_model_is_what_layers_describes(notation):
         assert isinstance(module, nn.Conv2d if layer.kind == "conv" else nn.Linear)
         assert tuple(module.weight.shape) == layer.shape
         assert module.bias.numel() == layer.biases
-        assert math.prod(outputs[layer.name].shape[2:]) == layer.positions
+        assert math.prod(outputs[layer.name].shape[2:]) == layer.output_positions
 
 
 def test_input_shape_implies_one_channel():
@@ -97,7 +97,7 @@ def test_initialisation_follows_the_global_seed():
 
 
 def test_layers_need_no_model():
-    assert layers("3x224x224-99999c7-9999c9-99999-10")[0].positions == 218 * 218
+    assert layers("3x224x224-99999c7-9999c9-99999-10")[0].output_positions == 218 * 218
 
 
 @pytest.mark.parametrize(("notation", "faulty", "place", "expected"), [
