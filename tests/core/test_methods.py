@@ -1,6 +1,8 @@
 """The known pruning methods: for each a property that it must have by its paper."""
 
+import collections
 import copy
+import functools
 import math
 from dataclasses import replace
 
@@ -9,22 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruning import density, masked, masked_layers
-from pruning import allocation, criteria
+from pruning import allocation, criteria, density, masked, masked_layers
 from pruning.accel import convolution
 from pruning.compensation import Jacobian
 from pruning.control import PruneControl
-from pruning.methods import METHODS, Method
 from pruning.hooks import BiasedDecay, NetworkSurgery, RigL
+from pruning.methods import METHODS, Method
 from pruning.schedules import AccuracyTolerance, GeometricSchedule
 from pruning.strategies import AccuracyDriven, Rewind, Rounds
 from pruning.study import datasets
-from pruning.study.runner import Settings
+from pruning.study.config import Settings
+from pruning.study.states import DenseStates, StateFile
 from pruning.study.training import accuracy, batches, prepare, step, train
 
 NETWORK = "28x28-6c5-16c5-120-84-10"
 SETTINGS = Settings(batch=32, warmup=20, averaging=0.9, interval=20, patience=4, budget=240, ramp=80)
 KNOWN = sorted(set(METHODS) - {"unpruned", "iterative", "gradual", "oneshot", "random"})
+pytestmark = pytest.mark.arithmetic
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -148,7 +151,7 @@ def test_erk_prunes_to_its_densities():
 # Criteria of gradients
 
 
-def prepared(method=METHODS["unpruned"], requirement=0.4, recipe=SETTINGS.recipe, **given):
+def prepared(method=METHODS["unpruned"], requirement=0.4, recipe=SETTINGS, **given):
     # At iteration 20 the average classifies about 0.22 of the validation images rightly, at 40 about 0.68.
     return prepare(NETWORK, recipe, requirement, method, 0, **SETTINGS.limits | given)
 
@@ -428,7 +431,7 @@ def test_rewound_weights_are_the_stored_ones_bit_for_bit(early):
 
 
 def test_rate_rewinding_repeats_the_warm_up_and_keeps_the_weights(digits):
-    recipe = replace(SETTINGS.recipe, warmup=10)
+    recipe = SETTINGS.model_copy(update={"warmup": 10})
     rates = {}
     for name in ("raterewind", "lottery", "dsd"):
         method = METHODS[name] if name != "lottery" else replace(METHODS[name], strategy=Rounds(GeometricSchedule(0.7), rewind=Rewind(4)))
@@ -517,7 +520,7 @@ def test_biased_decay_makes_small_weights_smaller_and_lets_large_ones_be():
     assert share[0] < 0.7 and (share.diff() > 0).all() and 0.999 < share[3] < 1
     # The method itself has a weaker bias: beside the recipe's weight decay much for small weights, little for large ones.
     weights = torch.tensor([0.001, 0.01, 1.0])
-    beside = METHODS["biased"].hook.decay(weights) / (SETTINGS.recipe.weight_decay * weights)
+    beside = METHODS["biased"].hook.decay(weights) / (SETTINGS.weight_decay * weights)
     assert beside[0] > 100 and beside[1] > 10 and beside[2] < 0.1
 
 
@@ -550,46 +553,63 @@ def test_an_accuracy_that_always_suffices_comes_to_an_end(name):
     assert control.events[-1].action in ("nothing left to prune", "ramp completed")
     assert density(control.delivered()) == control.best["density"] < 0.07
 
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    """By a method's name its training to the end, and the checkpoint that lay there at the evaluation before the last."""
+
+    @functools.cache
+    def trained(name):
+        checkpoint, lay = tmp_path_factory.mktemp(name) / "a.checkpoint", collections.deque(maxlen=2)
+
+        def look(event, training):  # which writes its own checkpoint only after this
+            lay.append(checkpoint.read_bytes() if checkpoint.exists() else b"")
+
+        training = prepared(METHODS[name])
+        train(training, digits, SETTINGS, 0, checkpoint=StateFile(checkpoint, "me"), every=0, progress=look)
+        return training, lay[0]
+
+    return trained
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KNOWN)
-def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, name):
-    class Stop(Exception):
-        pass
-
-    def trained(**given):
-        return train(prepared(METHODS[name]), digits, SETTINGS.recipe, 0, **given)
-
-    whole = trained()
-    end, control = whole.iteration, whole.control
+def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, whole, name):
+    expected, lay = whole(name)
+    control = expected.control
     evaluated = [event.iteration for event in control.events if event.phase != "look"]
-    assert control.reached and control.start <= evaluated[-2] < end
+    assert control.reached and control.start <= evaluated[-2] < expected.iteration
     assert control.best["density"] == density(control.delivered()) < 1
 
-    def stop(event, training):
-        if event.iteration == evaluated[-2]:
-            raise Stop
-
-    checkpoint = tmp_path / "a.checkpoint"
-    with pytest.raises(Stop):
-        trained(checkpoint=checkpoint, owner="me", every=0, progress=stop)
-    resumed = trained(checkpoint=checkpoint, owner="me")
-    assert resumed.control.events == control.events
+    checkpoint, seen = tmp_path / "a.checkpoint", []
+    checkpoint.write_bytes(lay)
+    resumed = prepared(METHODS[name])
+    train(
+        resumed, digits, SETTINGS, 0, checkpoint=StateFile(checkpoint, "me"),
+        progress=lambda event, training: seen.append(event.iteration),
+    )
+    assert seen == evaluated[-2:] and resumed.control.events == control.events
     for part in ("model", "average"):
-        ours, theirs = getattr(resumed, part).state_dict(), getattr(whole, part).state_dict()
+        ours, theirs = getattr(resumed, part).state_dict(), getattr(expected, part).state_dict()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    for layer in masked_layers(whole.model).values():
+    for layer in masked_layers(expected.model).values():
         assert name == "surgery" or not layer.weight[~layer.mask].any()
 
 
-@pytest.mark.parametrize("name", ["snip", "lottery", "surgery", "movement", "adaptive"])
-def test_the_shared_dense_phase_changes_nothing(digits, tmp_path, name):
-    def trained(method, **given):
-        return train(prepared(METHODS[method]), digits, SETTINGS.recipe, 0, **given)
+@pytest.fixture(scope="module")
+def dense(digits, tmp_path_factory):
+    """The folder in which a training without pruning left its dense phase."""
+    place = tmp_path_factory.mktemp("dense")
+    train(prepared(), digits, SETTINGS, 0, dense=DenseStates(place, "all"))
+    return place
 
-    trained("unpruned", dense=tmp_path, dense_owner="all")
-    left = (tmp_path / "0.4.dense").read_bytes()
-    shared, alone = trained(name, dense=tmp_path, dense_owner="all"), trained(name)
-    assert shared.control.events == alone.control.events
-    assert (tmp_path / "0.4.dense").read_bytes() == left
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["snip", "lottery", "surgery", "movement", "adaptive"])
+def test_the_shared_dense_phase_changes_nothing(digits, dense, whole, name):
+    left = (dense / "0.4.dense").read_bytes()
+    shared = train(prepared(METHODS[name]), digits, SETTINGS, 0, dense=DenseStates(dense, "all"))
+    assert list(shared.events) == whole(name)[0].control.events
+    assert (dense / "0.4.dense").read_bytes() == left
 
 
 def test_methods_that_differ_from_another_in_one_part():
@@ -723,13 +743,14 @@ def centred(model, images):
     return logits - logits.mean(1, keepdim=True)
 
 
+@pytest.mark.slow
 def test_the_weights_that_stay_make_up_for_those_cut(digits):
     lost, left = [], []  # validation accuracy, without and with compensation
     for seed in range(3):
-        training = prepare(NETWORK, SETTINGS.recipe, 0.99, METHODS["unpruned"], seed)
-        stream = batches(digits, SETTINGS.recipe, seed)
+        training = prepare(NETWORK, SETTINGS, 0.99, METHODS["unpruned"], seed)
+        stream = batches(digits, SETTINGS, seed)
         for _ in range(300):
-            step(training, SETTINGS.recipe, *next(stream))
+            step(training, SETTINGS, *next(stream))
         model, whole = training.average, accuracy(training.average, digits.validation)
         wanted = centred(model, digits.validation.images)
         scores = magnitudes(masked_layers(model))
@@ -849,7 +870,7 @@ def test_what_adaptive_measures_counts_as_iterations(digits):
     training.control.update = lambda iteration, found, evaluate, measure: update(
         iteration, found, evaluate, lambda: (measured.append(1), measure())[1]
     )
-    train(training, digits, SETTINGS.recipe, 0)
+    train(training, digits, SETTINGS, 0)
     assert 2 <= len(measured) <= 2 * training.control.pruner.round and training.iteration == len(steps) + len(measured)
     assert training.control.best["iteration"] <= training.iteration
     order = [event.iteration for event in training.control.events]

@@ -1,8 +1,10 @@
-"""The whole digits study through Snakemake and Papermill: killed, resumed, repeated, repaired."""
+"""A study through Snakemake and Papermill, in a clone of its own: killed, resumed, repeated, repaired."""
 
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +15,23 @@ import pandas as pd
 import pytest
 import torch
 
-from pruning.study.records import read_record
+from pruning.study.records import digest, from_line, lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
+pytestmark = pytest.mark.slow
+
+# The digits study of the clone: all that the graph has, in trainings of a second.
+STUDY = """
+title: Digits in a few short runs
+benchmarks:
+  digits-2c: {requirements: [0.4]}
+  digits-3c: {requirements: [0.4]}
+methods: [unpruned, iterative, gradual]
+seeds: [0]
+settings: {batch: 32, warmup: 20, averaging: 0.9, interval: 20, patience: 3, ramp: 60, budget: 160}
+"""
+RUNS = 2 * 3
 PICTURES = (
     "figure-1-iterative-pruning", "figure-2-implementation", "figure-3-benchmarks",
     "figure-4-significant-synapses", "figure-5-training-effort",
@@ -27,14 +42,14 @@ def environment(place: Path) -> dict:
     binaries = str(Path(sys.executable).parent)
     return os.environ | {
         "PRUNING_RESULTS": str(place / "results"), "PRUNING_FIGURES": str(place / "figures"),
-        "PATH": binaries + os.pathsep + os.environ["PATH"], "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(place / "clone"), "PATH": binaries + os.pathsep + os.environ["PATH"], "OMP_NUM_THREADS": "1",
     }
 
 
-def started(place: Path, *targets: str, device: str = "cpu") -> subprocess.Popen:
-    command = [sys.executable, "-m", "snakemake", *targets, "--config", "study=digits", f"device={device}"]
+def started(place: Path, *given: str, study: str = "digits", device: str = "cpu") -> subprocess.Popen:
+    command = [sys.executable, "-m", "snakemake", *given, "--config", f"study={study}", f"device={device}"]
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment(place), text=True, start_new_session=True,
+        command, cwd=place / "clone", env=environment(place), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )
 
@@ -51,43 +66,65 @@ def graph(place: Path) -> str:
     return said
 
 
-def written(place: Path) -> dict[str, float]:
-    return {path.name: path.stat().st_mtime_ns for path in (place / "results/digits/runs").glob("*.json")}
+def written(place: Path) -> dict[str, bytes]:
+    """The records that runs have written or the table has published: name and digest."""
+    results = place / "results/digits"
+    files = [*results.glob("work/*.json"), *results.glob("*.jsonl")]
+    records = [from_line(line) for path in files for line in lines(path)]
+    return {record["run"]["name"]: digest(record) for record in records}
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    return cloned(tmp_path)
+
+
+def cloned(place: Path) -> Path:
+    """A folder with a clone of the project, whose results and figures go beside it."""
+    clone = place / "clone"
+    clone.mkdir()
+    for name in ("pruning", "notebooks", "profiles", "studies"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    shutil.copy(ROOT / "Snakefile", clone)
+    return place
 
 
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory) -> Path:
-    """The digits study, killed once on its way and asked for twice at once afterwards."""
-    place = tmp_path_factory.mktemp("graph")
+    """A short digits study, killed once on its way and asked for twice at once afterwards."""
+    place = cloned(tmp_path_factory.mktemp("graph"))
+    (place / "clone/studies/digits.yaml").write_text(STUDY)
     first = started(place)
-    while len(written(place)) < 8:
+    while not written(place):
         assert first.poll() is None, finished(first)
-        time.sleep(0.2)
+        time.sleep(0.05)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     before = written(place)
+    assert len(before) < RUNS
 
     second = started(place)
-    lock = place / "results/digits/work/study.lock"
     while not any(place.glob("results/digits/work/log-*.ipynb")) or len(written(place)) <= len(before):
         assert second.poll() is None, finished(second)
-        time.sleep(0.2)
-    assert lock.exists()
+        time.sleep(0.05)
+    os.killpg(second.pid, signal.SIGSTOP)  # so that it is not over before it is asked for again
+    assert (place / "results/digits/work/study.lock").exists()
     third = started(place)
     said = finished(third)
     assert third.returncode != 0 and "another process is running the study 'digits'" in said
-    assert second.poll() is None, "the study was over before it was asked for a second time"
+    os.killpg(second.pid, signal.SIGCONT)
     said = finished(second)
     assert second.returncode == 0, said
-    assert all(written(place)[name] == moment for name, moment in before.items()), "a finished run was done again"
+    assert written(place).items() >= before.items(), "a finished run was done again"
+    assert not list(place.glob("results/digits/work/*.json")), "every record is published"
     return place
 
 
 def test_a_killed_study_ends_with_every_run_figure_and_notebook(studied):
     results = studied / "results/digits"
     table = pd.read_csv(results / "runs.csv")
-    assert len(table) == 60 and set(table["benchmark"]) == {"digits-2c", "digits-3c"}
-    assert table.groupby("method").size().to_dict() == dict.fromkeys(table["method"].unique(), 12)
+    assert len(table) == RUNS and set(table["benchmark"]) == {"digits-2c", "digits-3c"}
+    assert table.groupby("method").size().to_dict() == {"unpruned": 2, "iterative": 2, "gradual": 2}
     for name in PICTURES:
         for kind, head in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
             assert (studied / f"figures/digits/{name}.{kind}").read_bytes().startswith(head)
@@ -102,35 +139,75 @@ def test_a_second_time_does_nothing(studied):
 
 
 def test_a_deleted_record_reruns_that_run_alone_whatever_the_file_times(studied):
-    results = studied / "results/digits"
-    gone = results / "runs/digits-3c-0.97-iterative-1.json"
-    kept = {key: value for key, value in read_record(gone).items() if key not in ("seconds", "environment")}
+    results, name = studied / "results/digits", "digits-3c-0.4-iterative-0"
+    path, before = results / "digits-3c.jsonl", written(studied)
+    kept = [line for line in lines(path) if f'"name":"{name}"'.encode() not in line]
+    (gone,) = [from_line(line) for line in lines(path) if line not in kept]
+    path.write_bytes(b"\n".join(kept) + b"\n")
     table, dice = (results / "runs.csv").read_bytes(), random.Random(0)
-    for path in (results / "runs").glob("*.json"):
-        os.utime(path, (0, dice.randrange(10**9)))
-    before = written(studied)
-    gone.unlink()
+    for one in results.glob("*.jsonl"):
+        os.utime(one, (0, dice.randrange(10**9)))
     graph(studied)
     after = written(studied)
-    assert {name for name in after if after[name] != before[name]} == {gone.name}
-    again = {key: value for key, value in read_record(gone).items() if key not in ("seconds", "environment")}
-    assert again == kept and (results / "runs.csv").read_bytes() == table
+    assert after.keys() == before.keys() and after.items() - before.items() <= {(name, after[name])}
+    (again,) = [from_line(line) for line in lines(path) if f'"name":"{name}"'.encode() in line]
+    assert {key: again[key] for key in again if again[key] != gone[key]}.keys() <= {"seconds", "environment"}
+    assert (results / "runs.csv").read_bytes() == table
+
+
+def test_records_that_a_killed_study_left_unpublished_are_published(studied):
+    results = studied / "results/digits"
+    path, work = results / "digits-2c.jsonl", results / "work"
+    for line in lines(path):
+        (work / f"{from_line(line)['run']['name']}.json").write_bytes(line + b"\n")
+    path.unlink()
+    before = written(studied)
+    graph(studied)
+    assert written(studied) == before and path.is_file() and not list(work.glob("*.json"))
+    assert "Nothing to be done" in graph(studied)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_a_failed_notebook_is_kept_and_named(tmp_path):
-    job = started(tmp_path, str(tmp_path / "results/digits/work/digits-2c-0.ipynb"), device="cuda")
+def test_a_failed_notebook_is_kept_and_named(place):
+    job = started(place, str(place / "results/digits/work/digits-2c-0.ipynb"), device="cuda")
     said = finished(job)
-    kept = tmp_path / "results/digits/work/log-digits-2c-0.ipynb"
+    kept = place / "results/digits/work/log-digits-2c-0.ipynb"
     assert job.returncode != 0 and f"with the error in it: {kept}" in said
     assert "torch sees no CUDA device" in kept.read_text()
-    assert not (tmp_path / "results/digits/runs.csv").exists()
+    assert not (place / "results/digits/runs.csv").exists()
 
 
-def test_an_unknown_study_is_one_clear_error():
+def test_the_committed_digits_study_trains_each_benchmark_and_seed(place):
+    job = started(place, "-n")
+    said = finished(job)
+    assert job.returncode == 0, said
+    jobs = {name: int(count) for name, count in re.findall(r"^(\S+) +(\d+)$", said, re.MULTILINE)}
+    assert jobs == {
+        "all": 1, "runs": 6, "table": 1, "benchmark": 2, "2-significant-synapses": 1, "3-training-effort": 1, "total": 12,
+    }
+
+
+@pytest.mark.parametrize(("config", "said"), [
+    ("study=diggits", "no study 'diggits'"), ("study=diggits", "there are digits, ingredients, lenet, methods, report"),
+    ("study=tradeoff", "the study 'tradeoff' measures trade-offs: run 'make tradeoff'"),
+    ("studdy=report", "--config studdy=report: unknown key; known are study, device, train"),
+    ("train=never", "--config train=never: expected yes or no"),
+    ("device=gpu", "--config device=gpu: expected cpu, cuda or cuda:0"),
+])
+def test_a_wrong_configuration_is_one_clear_error(config, said):
     process = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", "--config", "study=diggits"],
+        [sys.executable, "-m", "snakemake", "-n", "--config", config],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )
-    said = process.stdout
-    assert process.returncode != 0 and "no study 'diggits'" in said and "digits, ingredients, lenet, methods, report" in said
+    assert process.returncode != 0 and said in process.stdout
+
+
+@pytest.mark.parametrize("study", ["report", "methods", "smallest", "lenet", "ingredients"])
+def test_a_fresh_clone_trains_nothing_that_is_committed(study, tmp_path):
+    command = [sys.executable, "-m", "snakemake", "-n", "--config", f"study={study}"]
+    process = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PRUNING_FIGURES": str(tmp_path)}, text=True, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )
+    assert process.returncode == 0 and "\nrule runs:" not in process.stdout, process.stdout
+    assert "figures" in process.stdout
