@@ -22,8 +22,8 @@ from pruning.masks import Synapses
 
 
 def magnitude(layer: Synapses, generator: torch.Generator | None = None) -> Tensor:
-    """Score by the absolute weight (Han et al. 2015); ``generator`` is not used."""
-    return layer.weight.detach().abs()
+    """Score by the absolute weight (Han et al. 2015), where it learns under the mask too; ``generator`` is not used."""
+    return layer.parameter.detach().abs()
 
 
 def random(layer: Synapses, generator: torch.Generator | None = None) -> Tensor:

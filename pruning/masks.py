@@ -42,7 +42,7 @@ class Synapses:
     _name: str
 
     @property
-    def _parameter(self) -> nn.Parameter:
+    def parameter(self) -> nn.Parameter:
         return self._owner._parameters[self._name]
 
     def effective_weight(self) -> Tensor:
@@ -61,12 +61,12 @@ class Synapses:
     @property
     def gradient(self) -> Tensor | None:
         """The parameter's ``grad``, zero where pruned; None where the layer took no part in a backward pass."""
-        return self._parameter.grad
+        return self.parameter.grad
 
     @property
     def synapses(self) -> int:
         """Number of prunable weights; biases are not synapses."""
-        return self._parameter.numel()
+        return self.parameter.numel()
 
     @property
     def significant(self) -> int:
@@ -79,7 +79,7 @@ class Synapses:
 
         A weight that comes back starts at zero. Raises ``ValueError`` on another shape or dtype.
         """
-        weight = self._parameter
+        weight = self.parameter
         if keep.shape != weight.shape or keep.dtype != torch.bool:
             raise ValueError(
                 f"a mask must be bool of shape {tuple(weight.shape)}, got {keep.dtype} of shape {tuple(keep.shape)}"
@@ -337,7 +337,7 @@ def _become(module: nn.Module, name: str) -> None:
 
 
 def _warn_of_rest(model: nn.Module, exclude: tuple) -> None:
-    have = {id(layer._parameter) for layer in masked_layers(model).values()}
+    have = {id(layer.parameter) for layer in masked_layers(model).values()}
     rest, count = [], 0
     for path, module in model.named_modules():
         for name, weight in module._parameters.items():
@@ -407,7 +407,7 @@ def density(model: nn.Module, of: str = "prunable") -> float:
         raise ValueError("the model has no masked layer: call masked(model) first")
     significant, synapses = sum(layer.significant for layer in layers), sum(layer.synapses for layer in layers)
     if of == "all":
-        have = {id(layer._parameter) for layer in layers}
+        have = {id(layer.parameter) for layer in layers}
         rest = sum(weight.numel() for weight in model.parameters() if weight.dim() > 1 and id(weight) not in have)
         significant, synapses = significant + rest, synapses + rest
     return significant / synapses
