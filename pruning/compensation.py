@@ -70,7 +70,7 @@ class Jacobian:
         ])
 
     def within(self, keep: Mapping[str, Tensor]) -> Jacobian:
-        """The same rows for the masks ``keep``, within those they were made with: for a next step without measuring anew."""
+        """Return the same rows for masks ``keep`` within those they were made with: a next step needs no measuring."""
         other = copy.copy(self)
         other.rows = self.rows[:, self._stays(keep)]
         other.masks = {_weight(name): kept.clone() for name, kept in keep.items()}
@@ -111,7 +111,7 @@ class Jacobian:
 
 
 def _weight(layer: str) -> str:
-    """The name of a layer's weight; the layer without a name is the model itself."""
+    """Name a layer's weight; the layer without a name is the model itself."""
     return f"{layer}.weight" if layer else "weight"
 
 
@@ -124,4 +124,4 @@ def _signs(count: int, outputs: int, generator: torch.Generator | None) -> Tenso
 
 
 def _combined(plain: nn.Module, values: Mapping[str, Tensor], image: Tensor, signs: Tensor) -> Tensor:
-    return (functional_call(plain, values, (image[None],))[0] * signs).sum()
+    return (functional_call(plain, dict(values), (image[None],))[0] * signs).sum()

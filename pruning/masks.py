@@ -19,6 +19,7 @@ import fnmatch
 import functools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,12 @@ PRUNABLE = (
 )
 
 
+if TYPE_CHECKING:
+    _Module = nn.Module
+else:  # masked layers have a module's class beside this one
+    _Module = object
+
+
 class Synapses:
     """One weight and its mask: what a masked layer and a ``MaskedWeight`` share.
 
@@ -38,25 +45,43 @@ class Synapses:
     learning under the mask: reading the weight then gives a product, and leaves the parameter alone.
     """
 
-    _owner: Masked
-    _name: str
+    dense_gradient: bool
+    learns_masked: bool
+
+    if TYPE_CHECKING:  # a masked layer has them as a property and a buffer
+
+        @property
+        def weight(self) -> Tensor: ...
+
+        @property
+        def mask(self) -> Tensor: ...
+
+    @property
+    def place(self) -> tuple[Masked, str]:
+        """The layer, and the name of its parameter."""
+        raise NotImplementedError
 
     @property
     def parameter(self) -> nn.Parameter:
-        return self._owner._parameters[self._name]
+        """The stored weight."""
+        owner, name = self.place
+        return cast(nn.Parameter, owner._parameters[name])
 
     def effective_weight(self) -> Tensor:
-        """The weight with exact zeros where the mask is off; the same as ``weight``."""
-        return self._owner._read(self._name)
+        """Return the weight with exact zeros where the mask is off; the same as ``weight``."""
+        owner, name = self.place
+        return owner._read(name)
 
     @property
     def dense_grad(self) -> Tensor | None:
         """The gradient of the weight, pruned synapses included."""
-        return self._owner._dense_grads.get(self._name)
+        owner, name = self.place
+        return owner._dense_grads.get(name)
 
     @dense_grad.setter
     def dense_grad(self, gradient: Tensor | None) -> None:
-        self._owner._dense_grads[self._name] = gradient
+        owner, name = self.place
+        owner._dense_grads[name] = gradient
 
     @property
     def gradient(self) -> Tensor | None:
@@ -92,17 +117,18 @@ class Synapses:
         self.set_mask(self.mask & keep)
 
 
-class Masked(Synapses):
+class Masked(Synapses, _Module):
     """What masked layers share: a mask per weight, exact zeros at reading, gradients without pruned synapses."""
 
     dense_gradient: bool = False
     learns_masked: bool = False
+    plain: type[nn.Module]
     _masked: tuple[str, ...] = ("weight",)
-    _name = "weight"
 
     @property
-    def _owner(self) -> Masked:
-        return self
+    def place(self) -> tuple[Masked, str]:
+        """The layer itself, and the name of its only masked parameter."""
+        return self, "weight"
 
     def _mask_of(self, name: str) -> Tensor | None:
         owner, name = self.__dict__.get("_tied", {}).get(name, (self, name))
@@ -138,7 +164,7 @@ class Masked(Synapses):
 
     def _watch(self, name: str) -> None:
         """See to it that the gradient of the weight passes the mask."""
-        weight, watched = self._parameters[name], self.__dict__.setdefault("_watched", {})
+        weight, watched = cast(nn.Parameter, self._parameters[name]), self.__dict__.setdefault("_watched", {})
         if not weight.requires_grad or name in self.__dict__.get("_tied", {}):
             return
         if name not in watched or watched[name][0] is not weight:
@@ -148,20 +174,21 @@ class Masked(Synapses):
         if self.dense_gradient:
             latest, before = gradient.detach(), self._dense_grads.get(name)
             self._dense_grads[name] = latest if before is None else before + latest
-        return gradient * self._mask_of(name)
+        return gradient * cast(Tensor, self._mask_of(name))
 
     @property
     def _dense_grads(self) -> dict[str, Tensor | None]:
         return self.__dict__.setdefault("_dense", {})
 
     def _begin(self, name: str, mask: Tensor | None = None) -> None:
-        weight = self._parameters[name]
+        weight = cast(nn.Parameter, self._parameters[name])
         mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(torch.bool)
         self.register_buffer(_mask_name(name), mask)
         self._watch(name)
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_watched", "_dense")}
+        state = cast(dict, super().__getstate__())
+        return {key: value for key, value in state.items() if key not in ("_watched", "_dense")}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
@@ -169,8 +196,8 @@ class Masked(Synapses):
             self._watch(name)
 
     def extra_repr(self) -> str:
-        synapses = sum(self._parameters[name].numel() for name in self._masked)
-        return ", ".join(filter(None, (super().extra_repr(), f"synapses={synapses}")))
+        synapses = sum(cast(nn.Parameter, self._parameters[name]).numel() for name in self._masked)
+        return ", ".join(text for text in (super().extra_repr(), f"synapses={synapses}") if text)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         for name in self._masked:
@@ -197,40 +224,57 @@ class MaskedWeight(Synapses):
     """One weight of a layer that has several, such as an LSTM."""
 
     def __init__(self, owner: Masked, name: str):
-        self._owner, self._name = owner, name
+        self.owner, self.name = owner, name
+
+    @property
+    def place(self) -> tuple[Masked, str]:
+        """The layer, and the name of its parameter."""
+        return self.owner, self.name
 
     @property
     def weight(self) -> Tensor:
-        return self._owner._read(self._name)
+        """The weight, zero where the mask is off."""
+        return self.owner._read(self.name)
 
     @property
     def mask(self) -> Tensor:
-        return self._owner._mask_of(self._name)
+        """The mask, bool in the weight's shape."""
+        return cast(Tensor, self.owner._mask_of(self.name))
 
     @property
     def dense_gradient(self) -> bool:
-        return self._owner.dense_gradient
+        """Whether the gradient of pruned synapses is asked for."""
+        return self.owner.dense_gradient
 
     @dense_gradient.setter
     def dense_gradient(self, asked: bool) -> None:
-        self._owner.dense_gradient = asked
+        self.owner.dense_gradient = asked
 
     @property
     def learns_masked(self) -> bool:
-        return self._owner.learns_masked
+        """Whether the parameter goes on learning under the mask."""
+        return self.owner.learns_masked
 
     @learns_masked.setter
     def learns_masked(self, asked: bool) -> None:
-        self._owner.learns_masked = asked
+        self.owner.learns_masked = asked
 
 
 def _mask_name(name: str) -> str:
     return "mask" if name == "weight" else f"{name}_mask"
 
 
-@functools.cache
+_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[Masked]] = {}
+
+
 def _masked_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[Masked]:
-    """The masked class of a plain one; two layers of the same kind share it."""
+    """Find the masked class of a plain one, or make it; layers of the same kind share it."""
+    if (plain, names) not in _CLASSES:
+        _CLASSES[plain, names] = _make_class(plain, names)
+    return _CLASSES[plain, names]
+
+
+def _make_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[Masked]:
 
     def begin(self, *args, **kwargs):
         plain.__init__(self, *args, **kwargs)
@@ -261,10 +305,11 @@ def masked(
 
     ``include`` and ``exclude`` list types of layers and patterns of their names (``"features.*"``); what is included
     are the weights of two or more dimensions. Layers stay the same objects with the same parameters, so an optimizer
-    made before goes on working. Weights that are tied share one mask. Masks of ``torch.nn.utils.prune`` are taken over. With
-    ``zeros_pruned`` a weight that is exactly zero counts as pruned: so a sparse model that was saved without masks
-    goes on. One warning names the weights that got no mask, unless they were excluded. Raises ``ValueError`` where
-    a weight is not the layer's own: parametrized, made by a hook such as weight norm, or lazy and without a shape.
+    made before goes on working. Weights that are tied share one mask. Masks of ``torch.nn.utils.prune`` are taken
+    over. With ``zeros_pruned`` a weight that is exactly zero counts as pruned: so a sparse model that was saved
+    without masks goes on. One warning names the weights that got no mask, unless they were excluded. Raises
+    ``ValueError`` where a weight is not the layer's own: parametrized, made by a hook such as weight norm, or lazy and
+    without a shape.
     """
     include, exclude = tuple(include), tuple(exclude)
     holders: dict[int, list[tuple[str, nn.Module, str]]] = {}
@@ -290,7 +335,8 @@ def _matches(path: str, module: nn.Module, chosen: tuple) -> bool:
 
 
 def _wanted(module: nn.Module, name: str, path: str, include: tuple, exclude: tuple) -> bool:
-    fits = "weight" in name and module._parameters[name].dim() > 1
+    weight = module._parameters[name]
+    fits = "weight" in name and weight is not None and weight.dim() > 1
     return fits and _matches(path, module, include) and not _matches(path, module, exclude)
 
 
@@ -309,7 +355,7 @@ def _check(path: str, module: nn.Module) -> None:
             )
     if parametrize.is_parametrized(module):
         raise ValueError(
-            f"'{path}' has parametrized weights ({', '.join(module.parametrizations)}): remove the parametrization before "
+            f"'{path}' has parametrized weights: remove the parametrization before "
             "(torch.nn.utils.parametrize.remove_parametrizations), or leave the layer out with exclude"
         )
     if any(isinstance(weight, nn.parameter.UninitializedParameter) for weight in module._parameters.values()):
@@ -318,22 +364,24 @@ def _check(path: str, module: nn.Module) -> None:
 
 def _mask_together(places: list[tuple[str, nn.Module, str]]) -> None:
     """Mask one parameter in all modules that hold it; the first owns the mask."""
-    (_, owner, own), *others = places
-    _become(owner, own)
+    (_, first, own), *others = places
+    _become(first, own)
+    owner = cast(Masked, first)
     taken = owner.__dict__.pop("_taken_over", {})
     if _mask_name(own) not in owner._buffers:
         owner._begin(own, taken.get(own))
     for _, module, name in others:
         _become(module, name)
         if (mask := module._buffers.pop(_mask_name(name), None)) is not None:
-            owner._buffers[_mask_name(own)].logical_and_(mask)
+            cast(Tensor, owner._mask_of(own)).logical_and_(mask)
         module.__dict__.setdefault("_tied", {})[name] = (owner, own)
 
 
 def _become(module: nn.Module, name: str) -> None:
+    if isinstance(module, Masked) and name in module._masked:
+        return
     plain, names = (module.plain, module._masked) if isinstance(module, Masked) else (type(module), ())
-    if name not in names:
-        module.__class__ = _masked_class(plain, (*names, name))
+    object.__setattr__(module, "__class__", _masked_class(plain, (*names, name)))
 
 
 def _warn_of_rest(model: nn.Module, exclude: tuple) -> None:
@@ -356,7 +404,9 @@ def unmasked(model: nn.Module) -> nn.Module:
     """Turn every masked layer back into its plain class, with zeros in place; in place, as ``masked``."""
     for layer in masked_layers(model).values():
         layer.set_mask(layer.mask)
-    for module in [module for module in model.modules() if isinstance(module, Masked) and hasattr(type(module), "plain")]:
+    for module in list(model.modules()):
+        if not isinstance(module, Masked) or not hasattr(type(module), "plain"):
+            continue
         for name in module._masked:
             module._buffers.pop(_mask_name(name), None)
             module._non_persistent_buffers_set.discard(_mask_name(name))
@@ -364,12 +414,12 @@ def unmasked(model: nn.Module) -> nn.Module:
             hook.remove()
         for key in ("_watched", "_dense", "_tied", "dense_gradient", "learns_masked"):
             module.__dict__.pop(key, None)
-        module.__class__ = module.plain
+        object.__setattr__(module, "__class__", module.plain)
     return model
 
 
 def masked_layers(model: nn.Module) -> dict[str, Synapses]:
-    """The masked layers by their qualified name, in the model's order, shared ones once.
+    """Return the masked layers by their qualified name, in the model's order, shared ones once.
 
     Of a layer with several weights each comes by its own name, such as ``"lstm.weight_ih_l0"``.
     """
@@ -389,10 +439,10 @@ def verify(model: nn.Module, layers: Mapping[str, Synapses]) -> None:
     """Raise ``RuntimeError`` where the weights that a model uses are not those that its masks tell of."""
     present = masked_layers(model)
     for name, layer in layers.items():
-        if name not in present or present[name]._owner is not layer._owner:
-            raise RuntimeError(f"the masked layer '{name}' is no longer in the model: make the control after all changes of layers")
+        if name not in present or present[name].place[0] is not layer.place[0]:
+            raise RuntimeError(f"the masked layer '{name}' is no longer in the model: make the control after it")
         if layer.effective_weight().masked_fill(layer.mask, 0).any():
-            raise RuntimeError(f"pruned weights of layer '{name}' are not zero where they are used: the density would be wrong")
+            raise RuntimeError(f"pruned weights of layer '{name}' are used and not zero: its density is wrong")
 
 
 def density(model: nn.Module, of: str = "prunable") -> float:

@@ -358,7 +358,8 @@ def test_rigls_exchange_falls_as_a_cosine():
 def test_splicing_between_two_thresholds():
     layer = linear(0.85, 0.95, 1.05, 1.15, 0.85, 0.95, 1.05, 1.15)
     layer.mask[0, 4:] = False
-    found = allocation.spliced(layer, layer.weight.detach().abs(), 1.0)
+    layer.learns_masked = True  # its pruned weights are kept, and scored
+    found = allocation.spliced(layer, criteria.magnitude(layer), 1.0)
     assert found.tolist() == [[False, True, True, True, False, False, False, True]]
 
 
@@ -387,7 +388,9 @@ def test_what_surgery_delivers_is_zero_where_it_is_cut():
         iterate(control, iteration)
         if iteration % 10 == 0:
             control.update(iteration, 0.9)
-    assert any(layer.weight[~layer.mask].any() for layer in control.pruner.layers.values()), "what is cut goes on learning"
+    layers = control.pruner.layers.values()
+    assert any(layer.parameter[~layer.mask].any() for layer in layers), "what is cut goes on learning"
+    assert not any(layer.weight[~layer.mask].any() for layer in layers), "and is not used"
     delivered = control.delivered()
     assert density(delivered) == control.best["density"] < 0.9
     for layer in masked_layers(delivered).values():
