@@ -27,6 +27,7 @@ MASK_LIMIT = 4096
 
 def prune(run: Run, context: Context) -> tuple[dict, nn.Module]:
     """Train and prune to the requirement; the record's parts and the delivered model."""
+    assert run.requirement
     settings, dataset = run.settings, context.dataset
     training = prepare(
         run.network, settings, run.requirement, METHODS[run.method], run.seed, context.device, **settings.limits
@@ -39,6 +40,7 @@ def prune(run: Run, context: Context) -> tuple[dict, nn.Module]:
 
 def hash_ladder(run: Run, context: Context) -> tuple[dict, nn.Module]:
     """Train smaller and smaller HashedNets; many short trainings: one that is stopped starts again."""
+    assert run.requirement
     settings, dataset = run.settings, context.dataset
     outcome = ladder(
         run.network, dataset, settings, run.requirement, run.seed, settings.patience, settings.budget, **HASHED_FIELDS,
@@ -134,4 +136,4 @@ def _mask(mask: torch.Tensor, layer) -> dict:
     """Encode a small linear layer's mask: its bits, row by row, eight to a byte (``numpy.unpackbits``), as base64."""
     if layer.kind != "linear" or not mask.numel() == layer.synapses <= MASK_LIMIT:
         return {}
-    return {"mask": base64.b64encode(np.packbits(mask.cpu().numpy())).decode()}
+    return {"mask": base64.b64encode(np.packbits(mask.cpu().numpy()).tobytes()).decode()}

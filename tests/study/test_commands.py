@@ -8,7 +8,8 @@ from tiny import ROOT, published
 
 from pruning.__main__ import main
 from pruning.analysis.claims import markdown
-from pruning.analysis.tables import frame, readme, titles
+from pruning.analysis.readme import readme
+from pruning.analysis.tables import frame, titles
 from pruning.files import DamagedFile
 from pruning.methods import METHODS
 from pruning.study.records import folder

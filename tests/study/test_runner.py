@@ -228,7 +228,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tiny, full, room):
     before = stamps(folder("tiny") / "work", "*.json")
     full(room)  # too little for a checkpoint; with 0 not even the lock can be written
     try:
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match="File too large") as caught:
             carry_out(run, every=0)
     finally:
         full(None)
