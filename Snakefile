@@ -14,7 +14,10 @@ from pruning.study import records, store, studies
 from pruning.study.locks import locked
 
 # What --config takes.
-KNOWN = {"study": (".+", "a name"), "device": (r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:0"), "train": ("True|False|yes|no", "yes or no")}
+KNOWN = {
+    "study": (".+", "a name"), "device": (r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:0"),
+    "train": ("True|False|yes|no", "yes or no"),
+}
 for key, value in config.items():
     if key not in KNOWN:
         raise WorkflowError(f"--config {key}={value}: unknown key; known are {', '.join(KNOWN)}")
@@ -47,8 +50,8 @@ if all(path.is_file() for path in SAVINGS):
     }
 PICTURES = [FIGURES / f"{name}.{kind}" for names in STORIES.values() for name in names for kind in ("png", "svg", "pdf")]
 
-# A training job is one benchmark and one seed. Only those with a run whose record is missing, not
-# current or not yet published belong to the graph: file times say nothing about a record, least of all in a fresh clone.
+# A training job is one benchmark and one seed. Only those with a run whose record is missing, not current or not yet
+# published belong to the graph: file times say nothing about a record, least of all in a fresh clone.
 CURRENT = store.all_current(STUDY.runs)
 LACKING = {(run.benchmark, run.seed) for run in STUDY.runs if run not in CURRENT}
 STALE = sorted(LACKING | {(run.benchmark, run.seed) for run in STUDY.runs if run.record_path.is_file()})

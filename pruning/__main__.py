@@ -21,7 +21,7 @@ ELSEWHERE = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Carry out a verb; returns the exit status."""
+    """Carry out a verb; return the exit status."""
     parser = command_line()
     given, rest = parser.parse_known_args(arguments)
     if given.verb in ELSEWHERE:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """The parser of all verbs; nothing of the study is imported for it, so that help is there at once."""
+    """Make the parser of all verbs; it imports nothing of the study, so that help is there at once."""
     parser = argparse.ArgumentParser(prog="python -m pruning", description="Studies of iterative synapse pruning.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 

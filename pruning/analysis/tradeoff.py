@@ -23,12 +23,12 @@ SCAN_COLUMNS = ("benchmark", "layer", "kind", "density", "seed", "validation_acc
 
 
 def frame(records: Iterable[dict]) -> pd.DataFrame:
-    """One row a point with ``COLUMNS``, sorted; the scans of layers left out."""
+    """Make a table of one row per point with ``COLUMNS``, sorted; the scans of layers left out."""
     return _rows((record for record in records if record["run"]["method"] != SCAN), COLUMNS, COLUMNS[:4])
 
 
 def scans(records: Iterable[dict]) -> pd.DataFrame:
-    """One row a layer, density and seed with ``SCAN_COLUMNS``, layers in the network's order."""
+    """Make a table of one row per layer, density and seed with ``SCAN_COLUMNS``, layers in the network's order."""
     return _rows((record for record in records if record["run"]["method"] == SCAN), SCAN_COLUMNS, ("benchmark", "seed"))
 
 

@@ -49,8 +49,8 @@ class Strict(BaseModel):
 class Recipe(Strict):
     """How every network is trained, pruned or not.
 
-    ``batch`` images an iteration; SGD with Nesterov momentum at a ``learning_rate`` that rises over the first ``warmup``
-    iterations (large early steps can kill ReLUs permanently) and is constant from there; ``averaging`` is the decay per
+    ``batch`` images per iteration; SGD with Nesterov momentum at a ``learning_rate`` that rises over the first
+    ``warmup`` iterations (large early steps can kill ReLUs permanently) and is constant from there; ``averaging`` is the decay per
     iteration of the exponential moving average of the weights that is evaluated and delivered (Polyak averaging: what a
     decaying rate would bring, without a horizon that the control would have to know); training images are shifted by up
     to ``shift`` pixels and, with ``flip``, mirrored at random; ``interval`` iterations lie between evaluations.
@@ -114,7 +114,7 @@ class Plan(Strict):
 
 
 def member(names: Iterable[str], what: str, name: str) -> str:
-    """``name`` if it is one of ``names``; a ``ValueError`` lists them."""
+    """Return ``name`` if it is one of ``names``; else a ``ValueError`` lists them."""
     if name not in names:
         raise ValueError(f"no {what} '{name}'; known are {', '.join(names)}")
     return name
@@ -201,7 +201,7 @@ class Run(Strict):
         return {name: getattr(self, name) for name in ("study", "name", "benchmark", "method")} | self.parameters
 
     def place(self, kind: str, ending: str) -> Path:
-        """Where the run's file of this kind (``work``, ``models`` or ``compressed``) lies."""
+        """Return the path of the run's file of this kind: ``work``, ``models`` or ``compressed``."""
         return folder(self.study) / kind / f"{self.name}{ending}"
 
     @property
@@ -211,7 +211,7 @@ class Run(Strict):
 
 
 def method_fields(name: str) -> dict:
-    """All that a method's numbers follow from, as JSON has it: infinity is text."""
+    """Return all that a method's numbers follow from, as JSON has it: infinity is text."""
     return json.loads(json.dumps(METHODS[name].fields()), parse_constant=str)
 
 
@@ -219,7 +219,7 @@ Checked = TypeVar("Checked", bound=Strict)
 
 
 def checked(model: type[Checked], values: dict, place: str = "") -> Checked:
-    """The model made of ``values``; ``StudyError`` names each wrong key, what is wrong and what was given.
+    """Make the model of ``values``; ``StudyError`` names each wrong key, what is wrong and what was given.
 
     ``place`` comes before each key: the file and the keys above.
     """

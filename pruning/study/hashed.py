@@ -50,7 +50,7 @@ class _Hashed(Masked):
         self.register_buffer("mask", torch.ones(weights, dtype=torch.bool))
 
     def virtual_weight(self) -> Tensor:
-        """The weight of every connection: the shared one with the connection's sign."""
+        """Return the weight of every connection: the shared one with the connection's sign."""
         return self.effective_weight()[self.index] * self.sign
 
     @property
@@ -120,10 +120,12 @@ def ladder(
     The first is the unpruned network. Each later training starts from its initialisation and may take as long as that
     one, and ``patience`` evaluations more; ``budget`` limits the iterations of all together. The outcome has the events
     of all and delivers the smallest network that met the requirement; every iteration counts, and a density is that of
-    stored weights to connections. ``given`` goes on to ``train``.
+    stored weights to connections. ``given`` is passed to ``train``.
     """
     device = dataset.train.images.device
-    first = train(prepare(notation, recipe, requirement, METHODS["unpruned"], seed, device, budget=budget), dataset, recipe, seed, **given)
+    unpruned = METHODS["unpruned"]
+    dense = prepare(notation, recipe, requirement, unpruned, seed, device, budget=budget)
+    first = train(dense, dataset, recipe, seed, **given)
     events, model, best = list(first.events), first.model, first.best
     spent, seconds, rung, action = first.iterations, first.seconds, 0, None
     while action is None and best:
@@ -138,7 +140,7 @@ def ladder(
         layers = masked_layers(small)
         density = sum(layer.synapses for layer in layers.values()) / sum(layer.connections for layer in layers.values())
         densities = {name: layer.synapses / layer.connections for name, layer in layers.items()}
-        training = prepare_model(small, recipe, requirement, METHODS["unpruned"], seed, budget=allowed)
+        training = prepare_model(small, recipe, requirement, unpruned, seed, budget=allowed)
         outcome = train(training, dataset, recipe, seed, **given)
         events += [
             replace(event, iteration=spent + event.iteration, density=density, densities=densities, action="wait")

@@ -17,7 +17,7 @@ from pruning.study.paths import find_root
 
 
 def checked_device(name: str) -> torch.device:
-    """The device of this name; ``StudyError`` where this machine does not have it."""
+    """Return the device of this name; ``StudyError`` where this machine does not have it."""
     unknown = f"no device '{name}': say cpu, cuda or cuda:0"
     try:
         device = torch.device(name)
@@ -33,7 +33,7 @@ def checked_device(name: str) -> torch.device:
 
 
 def environment(device: torch.device | str = "cpu") -> dict:
-    """Versions, revision, device, threads, and who did the convolutions."""
+    """Return versions, revision, device, threads, and who did the convolutions."""
     device = torch.device(device)
     versions = {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")}
     cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -46,9 +46,8 @@ def environment(device: torch.device | str = "cpu") -> dict:
 
 @functools.cache
 def _revision() -> str:
-    answer = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=find_root(), capture_output=True, text=True, check=False
-    )
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    answer = subprocess.run(command, cwd=find_root(), capture_output=True, text=True, check=False)
     return answer.stdout.strip() or "unknown"
 
 

@@ -3,7 +3,7 @@
     data/results/<study>/<benchmark>.jsonl     published, sorted, committed
     data/results/<study>/work/<run>.json       written by a run, until the table publishes it
 
-A line begins with the record's key, so that one of many is found without reading them all.
+A line begins with the record's key, so that one of many can be looked up without parsing them all.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ _MARK = b',"digest":"'
 
 
 def folder(study: str) -> Path:
-    """Where a study's results lie: under ``PRUNING_RESULTS``, else ``data/results``."""
+    """Return the folder of a study's results: under ``PRUNING_RESULTS``, else ``data/results``."""
     return Path(os.environ.get("PRUNING_RESULTS") or root() / "data" / "results") / study
 
 
 def published_path(study: str, benchmark: str) -> Path:
-    """The file of a benchmark's published records."""
+    """Return the path of a benchmark's published records."""
     return folder(study) / f"{benchmark}.jsonl"
 
 
 def digest(value: Mapping) -> str:
-    """SHA-256 of a mapping of plain values, independent of the order of its keys."""
+    """Return the SHA-256 of a mapping of plain values, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def to_line(record: Mapping) -> bytes:
-    """A record as one line of JSON: its key first, a digest of all before it last."""
+    """Write a record as one line of JSON: its key first, a digest of all before it last."""
     ordered = {"key": record["key"]} | record if "key" in record else record
     body = json.dumps(ordered, separators=(",", ":")).encode()[:-1]
     return body + _MARK + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
 
 
 def from_line(line: bytes) -> dict:
-    """The record that ``to_line`` wrote; ``DamagedFile`` if the line is anything else."""
+    """Read the record that ``to_line`` wrote; ``DamagedFile`` if the line is anything else."""
     body, mark, end = line.rpartition(_MARK)
     if not mark or not end.rstrip().endswith(b'"}'):
         raise DamagedFile("not a whole record")
@@ -53,12 +53,12 @@ def from_line(line: bytes) -> dict:
 
 
 def key_of(line: bytes) -> bytes:
-    """The key that a line begins with, unchecked."""
+    """Return the key that a line begins with, unchecked."""
     return line[len(b'{"key":"') :].partition(b'"')[0]
 
 
 def lines(path: Path) -> list[bytes]:
-    """The lines of a file of records, without empty ones; none where there is no file."""
+    """Return the lines of a file of records, without empty ones; none where there is no file."""
     try:
         return [line for line in path.read_bytes().splitlines() if line.strip()]
     except (FileNotFoundError, NotADirectoryError):  # who writes there will say what is in the way
@@ -66,7 +66,7 @@ def lines(path: Path) -> list[bytes]:
 
 
 def read_record(path: Path) -> dict:
-    """The one record of a file; ``DamagedFile`` names a file that holds anything else."""
+    """Read the one record of a file; ``DamagedFile`` names a file that holds anything else."""
     try:
         return from_line(path.read_bytes())
     except DamagedFile as error:

@@ -48,7 +48,7 @@ def hash_ladder(run: Run, context: Context) -> tuple[dict, nn.Module]:
 
 
 def summary(run: Run, dataset: Dataset, outcome: Outcome) -> dict:
-    """Everything about a finished run, in plain values; the test split is read here, once."""
+    """Describe a finished run in plain values; the test split is read here, once."""
     dense = network(run.network, run.seed)
     if outcome.dense is not None:
         dense.load_state_dict(outcome.dense)
@@ -100,7 +100,7 @@ def summary(run: Run, dataset: Dataset, outcome: Outcome) -> dict:
 
 
 def trajectory(events: Sequence[Event]) -> dict[str, list]:
-    """Accuracy and density at each evaluation, thinned to about ``TRAJECTORY_POINTS``, the last included."""
+    """Return accuracy and density at each evaluation, thinned to about ``TRAJECTORY_POINTS``, the last included."""
     step = max(1, -(-len(events) // TRAJECTORY_POINTS))
     kept = [*events[::step], *(events[-1:] if (len(events) - 1) % step else [])]
     return {
@@ -111,7 +111,7 @@ def trajectory(events: Sequence[Event]) -> dict[str, list]:
 
 
 def rounds(events: Sequence[Event]) -> list[dict]:
-    """The iteration and the layers' densities of each pruning, thinned to half of ``TRAJECTORY_POINTS``."""
+    """Return the iteration and the layers' densities of each pruning, thinned to half of ``TRAJECTORY_POINTS``."""
     pruned = [event for event in events if event.thresholds]
     step = max(1, -(-len(pruned) // (TRAJECTORY_POINTS // 2)))
     return [
@@ -121,7 +121,7 @@ def rounds(events: Sequence[Event]) -> list[dict]:
 
 
 def histogram(weights: torch.Tensor) -> dict:
-    """Counts of weights in ``HISTOGRAM_BINS`` bins from -``limit`` to ``limit``."""
+    """Count weights in ``HISTOGRAM_BINS`` bins from -``limit`` to ``limit``."""
     weights = weights.detach().cpu()
     limit = float(weights.abs().max()) if weights.numel() else 0.0
     limit = float(f"{limit:.4g}") or 1.0
@@ -131,7 +131,7 @@ def histogram(weights: torch.Tensor) -> dict:
 
 
 def _mask(mask: torch.Tensor, layer) -> dict:
-    """A small linear layer's mask as base64 of its bits in row-major order, eight to a byte (``numpy.unpackbits``)."""
+    """Encode a small linear layer's mask: its bits, row by row, eight to a byte (``numpy.unpackbits``), as base64."""
     if layer.kind != "linear" or not mask.numel() == layer.synapses <= MASK_LIMIT:
         return {}
     return {"mask": base64.b64encode(np.packbits(mask.cpu().numpy())).decode()}

@@ -31,7 +31,7 @@ def run(
     job: Run, device: str = "cpu", progress: Callable | None = None, warn: Callable[[str], None] = print,
     every: float = 20.0,
 ) -> dict:
-    """The record of a run: read if it is current, else trained for, resuming its last checkpoint.
+    """Return the record of a run: read if it is current, else trained for, resuming its last checkpoint.
 
     Checkpoints are written every so many seconds. A record or checkpoint that cannot be used is
     set aside with a word to ``warn``. Another process at work on the same run is waited for.
@@ -41,12 +41,14 @@ def run(
     if (record := current(job)) is not None:
         return record
     work = folder(job.study) / "work"
-    with locked(job.place("work", ".lock"), lambda pid: warn(f"process {pid} is at work on {job.name}: waiting for it")):
+    lock = job.place("work", ".lock")
+    with locked(lock, lambda pid: warn(f"process {pid} is at work on {job.name}: waiting for it")):
         if (record := current(job)) is not None:
             return record
         if reason := outdated(job):
-            aside = f"; set aside as {set_aside(job.record_path, work / 'set-aside')}" if job.record_path.exists() else ""
-            warn(f"the record of {job.name} is {reason}{aside}; the run is done again")
+            if job.record_path.exists():
+                reason += f"; set aside as {set_aside(job.record_path, work / 'set-aside')}"
+            warn(f"the record of {job.name} is {reason}; the run is done again")
         for scrap in folder(job.study).glob(f"*/.{job.name}.*.tmp"):
             scrap.unlink()  # a process that was killed while it wrote leaves one behind
         torch.set_num_threads(1)
@@ -71,7 +73,7 @@ def run(
 
 @functools.lru_cache(maxsize=2)
 def dataset_of(name: str, device: str) -> datasets.Dataset:
-    """The dataset, kept in memory for the next run."""
+    """Load the dataset, and keep it in memory for the next run."""
     return datasets.load(name, device)
 
 
@@ -99,8 +101,5 @@ def _run_share(share: list[tuple[str, Run]], device: str) -> None:
         record = run(job, device)
         last = record["points"][-1] if "points" in record else record["result"]
         split = "test" if "test_accuracy" in last else "validation"
-        tail = f", {last['iterations']} iterations" if "iterations" in last else ""
-        print(
-            f"{place} {job.name}: density {last['density']:.4f}, {split} accuracy {last[f'{split}_accuracy']:.4f}{tail}",
-            flush=True,
-        )
+        line = f"{place} {job.name}: density {last['density']:.4f}, {split} accuracy {last[f'{split}_accuracy']:.4f}"
+        print(line + (f", {last['iterations']} iterations" if "iterations" in last else ""), flush=True)

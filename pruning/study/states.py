@@ -24,7 +24,7 @@ class StateFile:
         save_state(self.path, state, self.owner)
 
     def load(self, device: torch.device | str = "cpu") -> dict | None:
-        """The state, or None where there is none of this owner."""
+        """Load the state; None where there is none of this owner."""
         try:
             return load_state(self.path, self.owner, device)
         except FileNotFoundError:
@@ -48,11 +48,11 @@ class DenseStates:
     warn: Callable[[str], None] = print
 
     def at(self, name: str) -> StateFile:
-        """The state of this name, such as the requirement that it met."""
+        """Return the state of this name, such as the requirement that it met."""
         return StateFile(self.folder / f"{name}.dense", self.owner, self.warn)
 
     def met(self) -> list[float]:
-        """The requirements that saved states met, highest first."""
+        """Return the requirements that saved states met, highest first."""
         return sorted((float(path.stem) for path in self.folder.glob("0.*.dense")), reverse=True)
 
 

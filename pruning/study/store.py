@@ -24,12 +24,12 @@ from pruning.study.studies import Study
 
 @functools.cache
 def fingerprint_of(name: str) -> str | None:
-    """The fingerprint of the dataset as it is here, None where it is not at hand."""
+    """Return the fingerprint of the dataset as it is here, None where it is not at hand."""
     return datasets.fingerprint(name)
 
 
 def current(run: Run) -> dict | None:
-    """The run's record if it is whole and made from the same parameters and data, else None.
+    """Return the run's record if it is whole and made from the same parameters and data, else None.
 
     Where the data is not at hand its fingerprint cannot be compared, and the record counts.
     """
@@ -37,7 +37,7 @@ def current(run: Run) -> dict | None:
 
 
 def all_current(runs: Iterable[Run]) -> dict[Run, dict]:
-    """The current record of each run that has one; what is published comes before what lies under ``work/``."""
+    """Return the current record of each run that has one, published ones first."""
     published: dict[Path, dict[bytes, list[bytes]]] = {}
     records = {}
     for run in runs:
@@ -55,7 +55,7 @@ def all_current(runs: Iterable[Run]) -> dict[Run, dict]:
 
 
 def recorded(study: Study) -> list[dict]:
-    """The current records of the study's runs, in their order; ``StudyError`` where there is none.
+    """Return the current records of the study's runs, in their order; ``StudyError`` where there is none.
 
     Records of other parameters, or of runs no longer asked for, are left out.
     """
@@ -67,7 +67,7 @@ def recorded(study: Study) -> list[dict]:
 
 
 def outdated(run: Run) -> str | None:
-    """Why a record that there is of the run is not current; None where there is none."""
+    """Say why the run's record is not current; None where it has none."""
     name = f'"name":"{run.name}"'.encode()
     own = [line for line in lines(published_path(run.study, run.benchmark)) if name in line] + lines(run.record_path)
     if not own:
@@ -75,13 +75,8 @@ def outdated(run: Run) -> str | None:
     return "damaged" if any(_readable(line) is None for line in own) else "of other parameters or data"
 
 
-def unpublished(runs: Iterable[Run]) -> list[Run]:
-    """The runs whose record lies under ``work/`` still."""
-    return [run for run in runs if run.record_path.is_file()]
-
-
 def publish(study: Study, warn: Callable[[str], None] = print) -> None:
-    """Make each benchmark's file of records anew: what is published, joined with what lies under ``work/``.
+    """Write each benchmark's file of records: what is published, joined with what lies under ``work/``.
 
     Two files that git has merged are one file with more lines, in any order, some twice: all are taken. Of several
     records of one run the current one stays, else the first. What else there is of that run, and lines that cannot be
@@ -92,7 +87,7 @@ def publish(study: Study, warn: Callable[[str], None] = print) -> None:
         files = [*sorted(place.glob("*.jsonl")), *sorted((place / "work").glob("*.json"))]
         records: dict[tuple[str, str], list[tuple[dict, Path]]] = {}
         aside: dict[Path, list[bytes]] = {}
-        for path, line in ((path, line) for path in files for line in lines(path)):
+        for path, line in ((file, line) for file in files for line in lines(file)):
             record = _readable(line)
             if record is None:
                 aside.setdefault(path, []).append(line + b"\n")
@@ -109,7 +104,7 @@ def publish(study: Study, warn: Callable[[str], None] = print) -> None:
             copy = place / "work" / path.name
             write_whole(copy, b"".join(rest))
             moved = set_aside(copy, copy.parent / "set-aside")
-            warn(f"{path} holds {len(rest)} lines that are damaged or of a run that has another record: moved to {moved}")
+            warn(f"{path}: {len(rest)} lines that are damaged, or of a run with another record, are set aside as {moved}")
         for benchmark, kept in chosen.items():
             write_records(published_path(study.name, benchmark), kept)
         for path in files:
@@ -127,13 +122,14 @@ def forget(runs: Iterable[Run]) -> None:
             path.unlink(missing_ok=True)
     for path, gone in names.items():
         with locked(path.parent / "work" / "publish.lock"):
-            kept = [line for line in lines(path) if (record := _readable(line)) is None or record["run"]["name"] not in gone]
-            if path.is_file():
+            pairs = [(line, _readable(line)) for line in lines(path)]
+            if pairs:
+                kept = [line for line, record in pairs if record is None or record["run"]["name"] not in gone]
                 write_whole(path, b"".join(line + b"\n" for line in kept))
 
 
 def _chosen(study: Study, records: list[dict]) -> dict:
-    """Of the records of one run the current one, else the first."""
+    """Choose of the records of one run the current one, else the first."""
     run = records[0]["run"]
     if any(record != records[0] for record in records):
         with contextlib.suppress(StudyError):  # a benchmark or method that the study has no more
@@ -144,10 +140,12 @@ def _chosen(study: Study, records: list[dict]) -> dict:
 
 
 def _readable(line: bytes) -> dict | None:
+    """Return the record of a line, None where it is damaged or not a run's."""
     try:
-        return from_line(line)
+        record = from_line(line)
     except DamagedFile:
         return None
+    return record if "run" in record else None
 
 
 def _belongs(record: dict, run: Run) -> bool:

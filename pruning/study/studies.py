@@ -94,7 +94,7 @@ class Study(Strict):
         return self.select()
 
     def select(self, benchmark=None, requirements=None, methods=None, seeds=None) -> tuple[Run, ...]:
-        """The runs of the study, or those asked for; ``None`` means all that the study has.
+        """Return the runs of the study, or those asked for; ``None`` means all that the study has.
 
         ``benchmark`` is a name or a list of names; requirements, methods and seeds may go beyond
         the study's own. Lists may come as text (``"[3]"``), as Papermill's ``-p`` hands them over.
@@ -124,12 +124,12 @@ class Study(Strict):
 
 
 def names() -> list[str]:
-    """The studies that there are."""
+    """Return the names of all studies."""
     return sorted(path.stem for path in (root() / "studies").glob("*.yaml"))
 
 
 def load(name: str | Path) -> Study:
-    """The study ``studies/<name>.yaml``, or the one in a YAML file; ``StudyError`` says what is wrong."""
+    """Load the study ``studies/<name>.yaml``, or the one in a YAML file; ``StudyError`` says what is wrong."""
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else root() / "studies" / f"{name}.yaml"
     if not path.is_file():
         raise StudyError(f"no study '{name}' ({path} is missing); there are {', '.join(names())}")
@@ -161,7 +161,7 @@ def load(name: str | Path) -> Study:
 
 
 def find(benchmark: str, study: str | None = None) -> Study:
-    """The study named, or else the largest with the benchmark and the report's method."""
+    """Load the study named, or else the largest with the benchmark and the report's method."""
     if study:
         return load(study)
     candidates = [one for one in map(load, names()) if one.plan is None and benchmark in one.benchmarks]
@@ -184,7 +184,7 @@ class UniqueKeys(yaml.SafeLoader):
 
 
 def _listed(what: str, value, kind: type) -> list | None:
-    """A list of ``kind`` from a list, a single value or their text; None stays None."""
+    """Return a list of ``kind`` from a list, a single value or their text; None stays None."""
     if value is None:
         return None
     if isinstance(value, str) and (kind is not str or value.lstrip().startswith("[")):

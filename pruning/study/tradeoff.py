@@ -40,8 +40,8 @@ def curve(run: Run, context: Context) -> tuple[dict, None]:
 @torch.no_grad()
 def scan(run: Run, context: Context) -> tuple[dict, None]:
     """Prune each layer of the dense network alone to every density; the record's parts."""
-    average = _dense(run, context).average
-    whole, points = accuracy(average, context.dataset.validation), []
+    average, validation = _dense(run, context).average, context.dataset.validation
+    whole, points = accuracy(average, validation), []
     for part in network_layers(run.network):
         place = {"layer": part.name, "kind": part.kind}
         points.append(place | {"density": 1.0, "validation_accuracy": whole})
@@ -51,7 +51,7 @@ def scan(run: Run, context: Context) -> tuple[dict, None]:
             scores = {part.name: layer[part.name].weight.abs()}
             threshold = allocation.uniform(layer, scores, {part.name: density})[part.name]
             layer[part.name].prune(scores[part.name] > threshold)
-            points.append(place | {"density": density, "validation_accuracy": accuracy(model, context.dataset.validation)})
+            points.append(place | {"density": density, "validation_accuracy": accuracy(model, validation)})
     return {"points": points}, None
 
 
@@ -93,12 +93,12 @@ def _unpruned(run: Run, context: Context) -> Iterator[dict]:
 
 
 def _batches(run: Run, context: Context) -> Iterator:
-    """The batches after the dense training."""
+    """Return the batches after the dense training."""
     return batches(context.dataset, run.settings, run.seed, run.plan.dense)
 
 
 def _dense(run: Run, context: Context) -> Training:
-    """The training that all methods of a benchmark and seed start from; trained once, then resumed."""
+    """Return the training that all methods of a benchmark and seed start from; trained once, then resumed."""
     def new() -> Training:
         return prepare(run.network, run.settings, 0.5, METHODS["unpruned"], run.seed, context.device)
 
@@ -118,7 +118,7 @@ def _dense(run: Run, context: Context) -> Training:
 
 
 def prunings(method: Method, before: float, after: float, stage: int, rounds: int) -> dict[int, float]:
-    """Density by iteration of a stage in which a method goes from the density ``before`` to ``after``.
+    """Return the density by iteration of a stage in which a method goes from the density ``before`` to ``after``.
 
     The last cut comes in the middle of the stage, the second half is recovery. In rounds:
     ``rounds`` cuts by equal factors, equally far apart, the first at once. By iterations:
@@ -158,8 +158,8 @@ def _thresholds(method: Method, layers: dict, scores: dict, density: float) -> d
 
     def pruned(factor: float) -> tuple[dict[str, float], int]:
         thresholds = method.allocation(layers, scores, {name: factor * pace for name, pace in paces.items()})
-        left = sum(int((layer.mask & (scores[name] > thresholds[name])).sum()) for name, layer in layers.items())
-        return thresholds, left
+        kept = sum(int((layer.mask & (scores[name] > thresholds[name])).sum()) for name, layer in layers.items())
+        return thresholds, kept
 
     while pruned(high)[1] > wanted:
         low, high = high, 2 * high
@@ -170,7 +170,7 @@ def _thresholds(method: Method, layers: dict, scores: dict, density: float) -> d
 
 
 def scaled(notation: str, ratio: float) -> str:
-    """A network of this shape with at most the ``ratio``-th part of its synapses, and hardly fewer.
+    """Return a network of this shape with at most the ``ratio``-th part of its synapses, and hardly fewer.
 
     All widths but input and output shrink by one factor, to one at least; kernels stay. What
     rounding leaves over goes to single maps and neurons, the widest layer's first. Raises
@@ -208,13 +208,12 @@ def _point(
 ) -> dict:
     pruned, whole, dataset = masked_layers(training.average), network_layers(run.network), context.dataset
     significant = {layer.name: pruned[layer.name].significant for layer in table}
-    synapses, left = sum(layer.synapses for layer in whole), sum(significant.values())
-    macs, macs_left = sum(layer.macs for layer in whole), sum(significant[part.name] * part.output_positions for part in table)
+    synapses, kept = sum(layer.synapses for layer in whole), sum(significant.values())
+    macs = sum(significant[layer.name] * layer.output_positions for layer in table)
     return {
-        "ratio": ratio, "significant": left, "density": left / synapses, "compression": synapses / left,
-        "speedup": macs / max(macs_left, 1), "densities": {
-            layer.name: round(significant[layer.name] / layer.synapses, 5) for layer in table
-        },
+        "ratio": ratio, "significant": kept, "density": kept / synapses, "compression": synapses / kept,
+        "speedup": sum(layer.macs for layer in whole) / max(macs, 1),
+        "densities": {layer.name: round(significant[layer.name] / layer.synapses, 5) for layer in table},
         "validation_accuracy": accuracy(training.average, dataset.validation),
         "test_accuracy": accuracy(training.average, dataset.test), "iterations": training.iteration,
     }

@@ -34,13 +34,13 @@ ORDER, WEIGHTS = 1, 2
 
 
 def generator(*words: int) -> torch.Generator:
-    """A random generator of its own for each tuple of numbers, such as seed, purpose and epoch."""
+    """Return a random generator of its own for each tuple of numbers, such as seed, purpose and epoch."""
     seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator().manual_seed(seed)
 
 
 def network(notation: str, seed: int, device: torch.device | str = "cpu") -> nn.Module:
-    """A masked network with the weights that belong to ``seed``, in the layout that is fastest on the device."""
+    """Make a masked network with the weights that belong to ``seed``, in the layout that is fastest on the device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
         model = lenet(notation)
@@ -78,7 +78,7 @@ def batches(dataset: Dataset, recipe: Recipe, seed: int, done: int = 0) -> Itera
 
 
 def _padded(images: Tensor, black: Tensor, shift: int) -> Tensor:
-    """The images with a black margin of ``shift`` pixels on every side."""
+    """Return the images with a black margin of ``shift`` pixels on every side."""
     height, width = images.shape[2:]
     padded = black.to(images).view(1, -1, 1, 1).repeat(len(images), 1, height + 2 * shift, width + 2 * shift)
     padded[:, :, shift : shift + height, shift : shift + width] = images
@@ -87,7 +87,7 @@ def _padded(images: Tensor, black: Tensor, shift: int) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, split: Split, batch: int = 500) -> float:
-    """Fraction of the split's images that the model classifies rightly; one device synchronisation."""
+    """Return the fraction of the split's images that the model classifies rightly; one device synchronisation."""
     training = model.training
     model.eval()
     right = sum(
@@ -149,7 +149,7 @@ def prepare_model(
 
 
 def step(training: Training, recipe: Recipe, images: Tensor, labels: Tensor) -> None:
-    """One iteration: forward, backward, update, average; no synchronisation with the device."""
+    """Do one iteration: forward, backward, update, average; no synchronisation with the device."""
     control = training.control
     F.cross_entropy(convolution.run(training.model, images), labels).backward()
     if control.watching:
@@ -170,9 +170,9 @@ def step(training: Training, recipe: Recipe, images: Tensor, labels: Tensor) -> 
 class Outcome:
     """What a training to a requirement gave.
 
-    ``start`` is the iteration at which the requirement was first met, ``best`` the evaluation of the delivered ``model``
-    (iteration, accuracy, density), both None where there is none. ``dense`` holds the weights at ``start``, before any
-    pruning, ``iterations`` and ``seconds`` all that was spent.
+    ``start`` is the iteration at which the requirement was first met, ``best`` the evaluation of the delivered
+    ``model`` (iteration, accuracy, density); both are None where it never was. ``dense`` holds the weights at
+    ``start``, where pruning began, ``iterations`` and ``seconds`` all that was spent.
     """
 
     events: tuple[Event, ...]
@@ -190,7 +190,7 @@ class Outcome:
 
 
 def outcome(training: Training) -> Outcome:
-    """What a training gave so far."""
+    """Say what a training gave."""
     control = training.control
     best = control.best and {name: control.best[name] for name in ("iteration", "accuracy", "density")}
     dense = control.pruner.checkpoints.get("dense", {}).get("average")

@@ -56,7 +56,8 @@ def test_the_table_for_the_readme(tiny):
         "| mnist-2c, Digits | 98.5 % | 60.0 ± 56.6 % (3.0×, 1 of 2 not reached) |\n<!-- /table -->\nafter\n"
     )
     assert readme(made, records, ["unpruned", "random"]) == made
-    assert "old" not in made and f"<!-- claims -->\n{markdown(frame(records), titles(records))}\n<!-- /claims -->" in made
+    claims = markdown(frame(records), titles(records))
+    assert "old" not in made and f"<!-- claims -->\n{claims}\n<!-- /claims -->" in made
     with pytest.raises(DamagedFile, match="marks <!-- claims --> and <!-- /claims --> once each"):
         readme(text.replace("<!-- claims -->", ""), records, ["random"])
     with pytest.raises(DamagedFile, match="marks <!-- table --> and <!-- /table --> once each"):
@@ -102,7 +103,8 @@ def test_the_module_is_a_command():
 
 def test_help_lists_every_verb_and_loads_no_torch():
     answer = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "pruning", "--help"], cwd=ROOT, capture_output=True, text=True, check=True,
+        [sys.executable, "-X", "importtime", "-m", "pruning", "--help"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
     )
     for verb in ("list", "run", "status", "table", "readme", "fresh", "tradeoff", "savings", "deploy", "report"):
         assert f"\n    {verb} " in answer.stdout

@@ -45,7 +45,8 @@ def test_a_curves_key_follows_from_its_plan_where_it_is_used():
     assert len({one.key for one in [curve, scan, *changed]}) == 2 + len(changed)
     assert curve.key == curve_of(densities=(0.3,)).key and scan.key == curve_of("scan", stage=30, ratios=(2,)).key
     assert scan.key != curve_of("scan", densities=(0.3,)).key
-    assert curve.dense_key == run_of().model_copy(update={"settings": Settings()}).dense_key, "both train the same at first"
+    whole = run_of().model_copy(update={"settings": Settings()})
+    assert curve.dense_key == whole.dense_key, "both train the same at first"
 
 
 @pytest.mark.parametrize("change", [

@@ -150,7 +150,11 @@ def test_a_new_record_takes_the_place_of_one_of_other_parameters(study):
     assert [from_line(line)["key"] for line in lines(aside)] == [old.key, extra.key], "beyond the study's own as well"
 
 
-@pytest.mark.parametrize("harm", [truncate, alter, lambda path: path.write_bytes(b"<<<<<<< ours\n" + path.read_bytes())])
+def conflict(path):
+    path.write_bytes(b"<<<<<<< ours\n" + path.read_bytes())
+
+
+@pytest.mark.parametrize("harm", [truncate, alter, conflict])
 def test_what_cannot_be_read_is_set_aside_with_a_word(study, harm):
     records = written(study.runs)
     publish(study, pytest.fail)

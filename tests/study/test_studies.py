@@ -181,7 +181,7 @@ def test_the_committed_study_of_tradeoffs():
     ("settings: {batch", "{batch", "not valid YAML"),
     ("batch: 32", "patience: 3", "benchmarks.digits-2c.settings.patience: unknown key; known are batch"),
     ("batch: 32", "batch: 0", "benchmarks.digits-2c.settings.batch"),
-    ("{digits-2c: {", "{digits-2c: {requirements: [0.9], ", "benchmarks.digits-2c.requirements: unknown key; known are settings"),
+    ("{digits-2c: {", "{digits-2c: {requirements: [0.9], ", "digits-2c.requirements: unknown key; known are settings"),
     ("small]", "tiny]", "no method 'tiny'; known are unpruned, iterative"),
     ("small]", "random]", "methods lists something twice"),
     ("[2, 8]", "[8, 2]", "plan.ratios: must rise"),

@@ -33,7 +33,8 @@ def run_of(method="random", requirement=0.5, **settings):
 
 def numbers(record):
     """A record without what it says of its making."""
-    return json.loads(json.dumps({key: value for key, value in record.items() if key not in ("seconds", "environment")}))
+    own = {key: value for key, value in record.items() if key not in ("seconds", "environment")}
+    return json.loads(json.dumps(own))
 
 
 def stamps(place, pattern="*"):
