@@ -218,7 +218,7 @@ def _target() -> str:
     return os.environ.get("PRUNING_KERNEL") or NATIVE
 
 
-def _library() -> ctypes.CDLL | None:
+def _library() -> Any:
     return _loaded(_target())
 
 

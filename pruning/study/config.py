@@ -1,7 +1,10 @@
 """What a run follows from: strict, frozen models of the recipe, the limits and the runs, and their keys.
 
-    run = Run(study="digits", benchmark="digits-2c", requirement=0.95, method="iterative", seed=0)
-    run.key     # SHA-256 of all that the run's numbers follow from, but the data
+    >>> run = Run(study="digits", benchmark="digits-2c", requirement=0.95, method="iterative", seed=0)
+    >>> run.name
+    'digits-2c-0.95-iterative-0'
+    >>> len(run.key)      # SHA-256 of all that the run's numbers follow from, but the data
+    64
 
 A run has a requirement (pruning, or a ladder of HashedNets) or a plan (a trade-off curve at fixed compression
 ratios, or a scan of single layers).

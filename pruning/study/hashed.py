@@ -1,6 +1,9 @@
 """HashedNets (Chen et al. 2015): connections that share few real weights, chosen by a hash function.
 
-    model = hashed(lenet("28x28-300-100-10"), density=0.02, seed=0)
+    >>> from pruning.notation import lenet
+    >>> model = hashed(lenet("28x28-300-100-10"), density=0.02, seed=0)
+    >>> model.fc1.weight.numel(), model.fc1.connections
+    (4704, 235200)
 
 Such a network is not pruned: it is trained with its few weights from the start. A real weight
 counts as one synapse here, so that a density means the same number of stored weights as a pruned

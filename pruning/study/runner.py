@@ -1,7 +1,6 @@
 """One runner for every kind of run: to a requirement, a ladder of HashedNets, a trade-off curve, a scan of layers.
 
-    study = load("digits")
-    record = run(study.runs[0])     # trains, or reads the record if it is there and current
+``run(load("digits").runs[0])`` trains, or reads the record if it is there and current.
 """
 
 from __future__ import annotations

@@ -1,8 +1,13 @@
 """The records of a study: which are current, and how what runs wrote becomes what is published.
 
-    current(run)            # the run's record, or None
-    recorded(study)         # the current records of all its runs
-    publish(study)          # from work/ into data/results/<study>/<benchmark>.jsonl
+    >>> from pruning.study.studies import load
+    >>> study = load("lenet")
+    >>> len(recorded(study))      # the current records of all its runs
+    24
+    >>> current(study.runs[0])["parameters"]["method"]      # of one run's record, or None
+    'unpruned'
+
+``publish(study)`` takes them from ``work/`` into ``data/results/<study>/<benchmark>.jsonl``.
 
 A record is current by its key and the fingerprint of its data, never by file times.
 """

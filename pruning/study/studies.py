@@ -1,8 +1,10 @@
 """Study files: ``studies/<name>.yaml`` spells out what is run.
 
-    study = load("digits")
-    study.runs                                    # benchmarks × requirements × methods × seeds
-    study.select("digits-2c", methods="[iterative]", seeds=[3])
+    >>> study = load("digits")
+    >>> len(study.runs)      # benchmarks × requirements × methods × seeds
+    60
+    >>> [run.name for run in study.select("digits-2c", methods="[iterative]", seeds=[3])]
+    ['digits-2c-0.95-iterative-3', 'digits-2c-0.97-iterative-3']
 
 A study of ``kind: tradeoff`` has a ``plan`` in place of requirements; its runs are curves and scans of layers.
 """

@@ -1,8 +1,11 @@
 """The training loop: batches, optimizer, averaging, evaluation, prune control, checkpoints.
 
-    training = prepare("28x28-300-100-10", recipe, 0.97, METHODS["iterative"], seed=0)
-    outcome = train(training, dataset, recipe, seed=0)
-    outcome.model, outcome.best["density"], outcome.iterations
+    >>> from pruning.methods import METHODS
+    >>> from pruning.study.datasets import load
+    >>> recipe = Recipe()
+    >>> training = prepare("28x28-6c5-10", recipe, 0.9, METHODS["unpruned"], seed=0)
+    >>> train(training, load("digits"), recipe, seed=0).reached
+    True
 
 One iteration is one mini-batch update. Everything random is a function of the seed and the
 iteration, so a run that was killed resumes its checkpoint and gives the same numbers bit for bit.
