@@ -354,7 +354,7 @@ def main() -> None:
         path = Path(folder) / "checkpoint"
         parts.append(("write a checkpoint", median_seconds(lambda: save_state(path, training.state_dict(), "bench"))))
         parts.append(("read a checkpoint", median_seconds(lambda: load_state(path, "bench", device))))
-    parts.append(("import pruning (and torch)", fresh("import pruning")))
+    parts.append(("import pruning (and torch)", fresh("from pruning import PruneControl")))
     parts.append(("import torch alone", fresh("import torch")))
     both = side_by_side(4 * given.seconds) if device.type == "cpu" else None
 
