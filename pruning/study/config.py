@@ -229,10 +229,10 @@ def checked(model: type[Checked], values: dict, place: str = "") -> Checked:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise StudyError("; ".join(_worded(model, place, part) for part in error.errors())) from error
+        raise StudyError("; ".join(_worded(model, place, dict(part)) for part in error.errors())) from error
 
 
-def _worded(model: type[Strict], place: str, error: dict) -> str:
+def _worded(model: type[Strict], place: str, error: Mapping[str, Any]) -> str:
     key = place + ".".join(str(part) for part in error["loc"])
     if error["type"] == "missing":
         return f"{key}: the key is missing"

@@ -133,14 +133,14 @@ def ladder(
     spent, seconds, rung, action = first.iterations, first.seconds, 0, None
     while action is None and best:
         rung += 1
-        allowed = min(first.start + patience * recipe.interval, budget - spent)
+        allowed = min((first.start or 0) + patience * recipe.interval, budget - spent)
         if allowed < recipe.interval:
             action = "budget spent"
             break
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
             small = hashed(lenet(notation), keep**rung, seed).to(device)
-        layers = masked_layers(small)
+        layers: dict[str, Any] = dict(masked_layers(small))
         density = sum(layer.synapses for layer in layers.values()) / sum(layer.connections for layer in layers.values())
         densities = {name: layer.synapses / layer.connections for name, layer in layers.items()}
         training = prepare_model(small, recipe, requirement, unpruned, seed, budget=allowed)
@@ -150,8 +150,8 @@ def ladder(
             for event in outcome.events
         ]
         spent, seconds = spent + outcome.iterations, seconds + outcome.seconds
-        if outcome.reached:
-            model, best = outcome.model, outcome.best | {"iteration": spent, "density": density}
+        if outcome.best:
+            model, best = outcome.model, {**outcome.best, "iteration": spent, "density": density}
         else:
             action = "budget spent" if spent >= budget else "not recovered"
     if action:

@@ -37,7 +37,7 @@ def digest(value: Mapping) -> str:
 
 def to_line(record: Mapping) -> bytes:
     """Write a record as one line of JSON: its key first, a digest of all before it last."""
-    ordered = {"key": record["key"]} | record if "key" in record else record
+    ordered = {"key": record["key"], **record} if "key" in record else record
     body = json.dumps(ordered, separators=(",", ":")).encode()[:-1]
     return body + _MARK + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
 

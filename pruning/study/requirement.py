@@ -134,4 +134,4 @@ def _mask(mask: torch.Tensor, layer) -> dict:
     """Encode a small linear layer's mask: its bits, row by row, eight to a byte (``numpy.unpackbits``), as base64."""
     if layer.kind != "linear" or not mask.numel() == layer.synapses <= MASK_LIMIT:
         return {}
-    return {"mask": base64.b64encode(np.packbits(mask.cpu().numpy())).decode()}
+    return {"mask": base64.b64encode(np.packbits(mask.cpu().numpy()).tobytes()).decode()}

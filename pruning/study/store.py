@@ -4,8 +4,8 @@
     >>> study = load("lenet")
     >>> len(recorded(study))      # the current records of all its runs
     24
-    >>> current(study.runs[0])["parameters"]["method"]      # of one run's record, or None
-    'unpruned'
+    >>> current(study.runs[0])["data"]      # of one run's record, or None
+    'MNIST'
 
 ``publish(study)`` takes them from ``work/`` into ``data/results/<study>/<benchmark>.jsonl``.
 

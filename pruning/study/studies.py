@@ -151,7 +151,7 @@ def load(name: str | Path) -> Study:
         part = checked(_Part if curves else _RequirementPart, values, place)
         own = checked(model, part.settings, f"{place}settings.").model_dump(exclude_unset=True)
         settings[benchmark] = Settings(**common | own)
-        requirements[benchmark] = () if curves else tuple(part.requirements)
+        requirements[benchmark] = tuple(part.requirements) if isinstance(part, _RequirementPart) else ()
     lists = {f"benchmarks.{benchmark}.requirements": values for benchmark, values in requirements.items()}
     for what, values in (lists | {"methods": spec.methods, "seeds": spec.seeds}).items():
         if len(set(values)) < len(values):

@@ -48,7 +48,8 @@ def network(notation: str, seed: int, device: torch.device | str = "cpu") -> nn.
         torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
         model = lenet(notation)
     compiled = torch.device(device).type == "cpu" and convolution.suits(model)
-    return masked(model).to(device, memory_format=torch.contiguous_format if compiled else torch.channels_last)
+    layout = torch.contiguous_format if compiled else torch.channels_last
+    return masked(model).to(device).to(memory_format=layout)
 
 
 def batches(dataset: Dataset, recipe: Recipe, seed: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -73,9 +74,9 @@ def batches(dataset: Dataset, recipe: Recipe, seed: int, done: int = 0) -> Itera
         start = (iteration % per_epoch) * recipe.batch
         chosen = slice(start, start + recipe.batch)
         picked = order[chosen]
-        batch = convolution.windows(
-            padded, picked, *moves[:, chosen], mirrored[chosen] if recipe.flip else None, *images.shape[2:]
-        )
+        (down, right), (height, width) = moves[:, chosen], images.shape[2:]
+        flipped = mirrored[chosen] if recipe.flip else None
+        batch = convolution.windows(padded, picked, down, right, flipped, height, width)
         yield batch, labels[picked]
         iteration += 1
 
