@@ -19,6 +19,8 @@ from pruning.study import datasets
 from pruning.study.config import Recipe
 from pruning.study.training import accuracy, batches
 
+pytestmark = pytest.mark.arithmetic
+
 ITERATIVE, UNPRUNED = METHODS["iterative"], METHODS["unpruned"]
 LADDER = Method(criteria.magnitude, allocation.global_threshold, Rounds(GeometricSchedule(0.5)))
 REWIND = Method(criteria.magnitude, allocation.global_threshold, Rounds(GeometricSchedule(0.5), from_dense=True))
@@ -476,6 +478,7 @@ def test_a_model_without_masked_layers():
         PruneControl(nn.Linear(2, 2), 0.5)
 
 
+@pytest.mark.slow
 def test_five_lines_in_ones_own_loop():
     data = datasets.load("digits")
     torch.manual_seed(0)
@@ -503,6 +506,7 @@ def test_five_lines_in_ones_own_loop():
         assert not layer.weight[~layer.mask].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", [0, 100])
 def test_adaptive_in_ones_own_loop(trained):
     data = datasets.load("digits")

@@ -10,6 +10,8 @@ from torch import nn
 
 from pruning import MaskedConv2d, MaskedLinear, density, masked, masked_layers, unmasked
 
+pytestmark = pytest.mark.arithmetic
+
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01),
     "nesterov": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
@@ -442,6 +444,7 @@ def test_no_gradient_mode_and_a_frozen_copy():
         assert frozen.eval()(images()).shape == (3, 5)
 
 
+@pytest.mark.slow
 def test_resnet18():
     importlib.import_module("pruning.study._torchvision")  # lets torchvision be imported beside a CPU build of torch
     from torchvision.models import resnet18

@@ -14,6 +14,8 @@ from pruning.study.records import read_record
 from pruning.study.runner import run as carry_out
 from pruning.study.training import accuracy
 
+pytestmark = pytest.mark.arithmetic
+
 NETWORK = "28x28-6c5-16c5-120-84-10"
 RECIPE = Recipe(batch=32, warmup=20, averaging=0.9, interval=20)
 
@@ -106,6 +108,7 @@ def rungs():
     return digits, whole, lasts
 
 
+@pytest.mark.slow
 def test_a_ladder_counts_every_iteration(rungs):
     digits, whole, lasts = rungs
     total = sum(layer.synapses for layer in layers(NETWORK))
@@ -121,6 +124,7 @@ def test_a_ladder_counts_every_iteration(rungs):
     assert seen == pytest.approx([0.7**n for n in range(len(lasts))], rel=2e-2)
 
 
+@pytest.mark.slow
 def test_a_ladder_delivers_its_smallest_network_that_met_the_requirement(rungs):
     digits, whole, _ = rungs
     model, best = whole.model, whole.best

@@ -24,6 +24,8 @@ from pruning.study.studies import load
 from pruning.study.tradeoff import cut, prunings, scaled
 from pruning.study.training import generator, prepare
 
+pytestmark = pytest.mark.arithmetic
+
 YAML = """
 kind: tradeoff
 title: Tiny

@@ -23,6 +23,8 @@ from pruning.study.runner import run as carry_out
 from pruning.study.states import StateFile
 from pruning.study.training import accuracy, batches, prepare, train
 
+pytestmark = pytest.mark.arithmetic
+
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = Settings(
     batch=32, warmup=20, averaging=0.9, interval=20, patience=4, budget=180, ramp=80,
@@ -282,6 +284,7 @@ def nursery():
         process.stdin.close()
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_started_again_the_record_is_the_same(digits, results, nursery):
     whole = run_of().model_copy(update={"study": "whole"})
     expected = numbers(carry_out(whole))
@@ -318,6 +321,7 @@ def test_killed_at_any_moment_and_started_again_the_record_is_the_same(digits, r
 # The dense phase is shared
 
 
+@pytest.mark.slow
 def test_records_are_the_same_with_and_without_a_shared_dense_phase(results, monkeypatch):
     runs = [run_of(method, requirement) for requirement in (0.4, 0.75) for method in ("unpruned", "random")]
     alone = {}
