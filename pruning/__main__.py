@@ -119,7 +119,8 @@ def readme(given: argparse.Namespace) -> None:
     from pruning.study.store import recorded
     from pruning.study.studies import load
 
-    path, more = root() / "README.md", {"smallest": [], "methods": []}
+    path = root() / "README.md"
+    more: dict[str, list[dict]] = {"smallest": [], "methods": []}
     for name in more:
         with contextlib.suppress(StudyError):
             more[name] = recorded(load(name))

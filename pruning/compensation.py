@@ -123,5 +123,5 @@ def _signs(count: int, outputs: int, generator: torch.Generator | None) -> Tenso
     return signs - signs.mean(1, keepdim=True) if outputs > 1 else signs
 
 
-def _combined(plain: nn.Module, values: Mapping[str, Tensor], image: Tensor, signs: Tensor) -> Tensor:
+def _combined(plain: nn.Module, values: dict[str, Tensor], image: Tensor, signs: Tensor) -> Tensor:
     return (functional_call(plain, values, (image[None],))[0] * signs).sum()

@@ -90,7 +90,8 @@ class PruneControl:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.requirement, self.method = requirement, method
         self.patience, self.budget, self.ramp = patience, budget, ramp
-        self.strategy, self.hook = replace(method.strategy), replace(method.hook)
+        self.strategy = replace(method.strategy)  # type: ignore[type-var]  # every strategy is a dataclass
+        self.hook = replace(method.hook)
         self.pruner = Pruner(
             model, method.criterion, method.allocation, method.masking, hook=self.hook, optimizer=optimizer,
             average=average, score_average=self.strategy.scores_average, paces=paces, seed=seed,
@@ -143,7 +144,7 @@ class PruneControl:
 
     def observe(self, iteration: int) -> None:
         """Do what the method does at every iteration, the gradients of ``iteration`` at hand."""
-        if self._lacks_checkpoint and iteration == self.strategy.checkpoint + 1:
+        if self._lacks_checkpoint and iteration - 1 == self.strategy.checkpoint:
             self.pruner.remember("early")
         if self._hook_acts:
             self.hook.step(self.pruner, iteration)
@@ -204,8 +205,9 @@ class PruneControl:
 
     def _evaluation(self, iteration: int, accuracy: float) -> Evaluation:
         last = next((event.iteration for event in reversed(self.events) if event.phase != "look"), 0)
+        start = iteration if self.start is None else self.start
         return Evaluation(
-            iteration, accuracy, self.requirement, self.start, next=2 * iteration - last,  # as far away as the last
+            iteration, accuracy, self.requirement, start, next=2 * iteration - last,  # as far away as the last
             missed=self.missed, dense=sum(event.phase == "train" for event in self.events),
             patience=self.patience, budget=self.budget, ramp=self.ramp,
         )

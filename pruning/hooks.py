@@ -62,11 +62,11 @@ class GradientScores(Hook):
     acts: ClassVar[bool] = True
 
     @property
-    def early(self) -> bool:
+    def early(self) -> bool:  # type: ignore[override]
         return self.once
 
     @property
-    def ready(self) -> bool:
+    def ready(self) -> bool:  # type: ignore[override]
         return bool(self.memory)
 
     def step(self, pruner: Pruner, iteration: int) -> None:

@@ -11,20 +11,21 @@ zero whatever the optimizer has done to the stored weight, and its gradient is e
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Masked:
+class Masked(nn.Module):
     """What both masked layers share; ``mask`` is a bool buffer of the weight's shape.
 
     A layer whose ``dense_gradient`` is set tells in ``dense_grad``, after a backward pass, the
     gradient of its effective weight, pruned positions counted.
     """
 
-    weight: nn.Parameter
+    weight: Tensor
     mask: Tensor
     dense_gradient: bool = False
     dense_grad: Tensor | None = None
@@ -152,7 +153,7 @@ def masked(model: nn.Module, zeros_pruned: bool = False) -> nn.Module:
             if id(parameter) in prunable and (first := owner.setdefault(id(parameter), name)) != name:
                 raise ValueError(f"layers '{first}' and '{name}' share one weight tensor: untie them")
 
-    def twin(layer: nn.Module) -> nn.Module:
+    def twin(layer: Any) -> nn.Module:
         new = _rebuilt(layer, _TWIN[type(layer)])
         new.register_buffer("mask", torch.ones_like(layer.weight, dtype=torch.bool))
         return new
@@ -167,7 +168,7 @@ def masked(model: nn.Module, zeros_pruned: bool = False) -> nn.Module:
 def unmasked(model: nn.Module) -> nn.Module:
     """Turn every masked layer back into its plain twin, with zeros in place; in place, as ``masked``."""
 
-    def plain(layer: nn.Module) -> nn.Module:
+    def plain(layer: Any) -> nn.Module:
         layer.set_mask(layer.mask)
         new = _rebuilt(layer, _PLAIN[type(layer)])
         del new._buffers["mask"]
@@ -189,7 +190,7 @@ def density(model: nn.Module) -> float:
     return sum(layer.significant for layer in layers) / sum(layer.synapses for layer in layers)
 
 
-def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _walk(model: nn.Module) -> Iterator[tuple[str, Masked]]:
     return ((name, layer) for name, layer in model.named_modules() if isinstance(layer, Masked))
 
 

@@ -169,7 +169,7 @@ class Rounds(Strategy):
             raise ValueError("a method has from_dense or rewind, not both")
 
     @property
-    def checkpoint(self) -> int | None:
+    def checkpoint(self) -> int | None:  # type: ignore[override]
         return self.rewind.iteration if self.rewind else None
 
     def step(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> Decision:
@@ -283,7 +283,7 @@ class AccuracyDriven(Strategy):
     scores_average: ClassVar[bool] = True
 
     @property
-    def needs(self) -> tuple[str, ...]:
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("evaluate", "next_images") if self.measured else ("evaluate",)
 
     def step(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> Decision:
@@ -315,13 +315,13 @@ class AccuracyDriven(Strategy):
             before = pruner.snapshot()
             pruner.round += 1
             if jacobian is None and self.measured:
-                images = [feedback.next_images() for _ in range(self.measured)]
+                images = [feedback.next_images() for _ in range(self.measured)]  # type: ignore[misc]  # see needs
                 iteration += len(images)
                 frozen = {name for name, value in pruner.model.named_parameters() if not value.requires_grad}
                 jacobian, fresh = Jacobian(pruner.evaluated, images, pruner.generator, frozen), True
             target = max(min(max(keep * pruner.significant, lowest), pruner.significant - 1), len(pruner.layers))
             thresholds = pruner.prune(dict.fromkeys(pruner.layers, target / pruner.synapses), jacobian)
-            after = feedback.evaluate()
+            after = feedback.evaluate()  # type: ignore[misc]
             if after < least:
                 pruner.restore(before)
                 if jacobian is not None and not fresh:

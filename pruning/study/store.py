@@ -110,8 +110,8 @@ def publish(study: Study, warn: Callable[[str], None] = print) -> None:
             write_whole(copy, b"".join(rest))
             moved = set_aside(copy, copy.parent / "set-aside")
             warn(f"{path}: {len(rest)} lines that are damaged, or of a run with another record, are set aside as {moved}")
-        for benchmark, kept in chosen.items():
-            write_records(published_path(study.name, benchmark), kept)
+        for benchmark, those in chosen.items():
+            write_records(published_path(study.name, benchmark), those)
         for path in files:
             if path.suffix == ".json":
                 path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ A study of ``kind: tradeoff`` has a ``plan`` in place of requirements; its runs 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -152,13 +153,14 @@ def load(name: str | Path) -> Study:
         own = checked(model, part.settings, f"{place}settings.").model_dump(exclude_unset=True)
         settings[benchmark] = Settings(**common | own)
         requirements[benchmark] = tuple(part.requirements) if isinstance(part, _RequirementPart) else ()
-    lists = {f"benchmarks.{benchmark}.requirements": values for benchmark, values in requirements.items()}
-    for what, values in (lists | {"methods": spec.methods, "seeds": spec.seeds}).items():
-        if len(set(values)) < len(values):
-            raise StudyError(f"{path}: {what} lists something twice: {list(values)}")
+    lists: dict[str, Sequence] = {"methods": spec.methods, "seeds": spec.seeds}
+    lists |= {f"benchmarks.{benchmark}.requirements": values for benchmark, values in requirements.items()}
+    for what, listed in lists.items():
+        if len(set(listed)) < len(listed):
+            raise StudyError(f"{path}: {what} lists something twice: {list(listed)}")
     return Study(
         name=path.stem, title=spec.title, methods=tuple(spec.methods), seeds=tuple(spec.seeds), settings=settings,
-        requirements=requirements, plan=checked(Plan, spec.plan, f"{path}: plan.") if curves else None,
+        requirements=requirements, plan=checked(Plan, spec.plan, f"{path}: plan.") if isinstance(spec, _TradeoffSpec) else None,
     )
 
 

@@ -151,9 +151,8 @@ def cut(training: Training, method: Method, density: float, rng: torch.Generator
 
 def _thresholds(method: Method, layers: dict, scores: dict, density: float) -> dict[str, float]:
     wanted = round(density * sum(layer.synapses for layer in layers.values()))
-    paces = {
-        name: method.strategy.convolution_pace if layer.weight.ndim == 4 else 1.0 for name, layer in layers.items()
-    }
+    convolutions = getattr(method.strategy, "convolution_pace", 1.0)
+    paces = {name: convolutions if layer.weight.ndim == 4 else 1.0 for name, layer in layers.items()}
     low, high = 0.0, 1.0
 
     def pruned(factor: float) -> tuple[dict[str, float], int]:

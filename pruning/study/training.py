@@ -49,7 +49,7 @@ def network(notation: str, seed: int, device: torch.device | str = "cpu") -> nn.
         model = lenet(notation)
     compiled = torch.device(device).type == "cpu" and convolution.suits(model)
     layout = torch.contiguous_format if compiled else torch.channels_last
-    return masked(model).to(device).to(memory_format=layout)
+    return masked(model).to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's types lack it
 
 
 def batches(dataset: Dataset, recipe: Recipe, seed: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -167,7 +167,8 @@ def step(training: Training, recipe: Recipe, images: Tensor, labels: Tensor) -> 
     # Young averages forget faster, so that the first weights do not linger.
     decay = min(recipe.averaging, (1 + done) / (10 + done))
     with torch.no_grad():
-        torch._foreach_lerp_(*training.parameters, 1 - decay)
+        averaged, current = training.parameters
+        torch._foreach_lerp_([*averaged], [*current], 1 - decay)
 
 
 @dataclass(frozen=True)
