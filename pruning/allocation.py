@@ -136,6 +136,6 @@ def _unpruned(layer: Masked, scores: Tensor) -> Tensor:
 
 
 def _threshold(scores: Tensor, density: float) -> float:
-    """The score above which the fraction ``density`` of all synapses, pruned ones counted, stays."""
+    """Return the score above which the fraction ``density`` of all synapses, pruned ones counted, stays."""
     pruned = scores.numel() - max(round(density * scores.numel()), 1)
     return float(scores.flatten().kthvalue(pruned).values) if pruned > 0 else -math.inf

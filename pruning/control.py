@@ -1,25 +1,29 @@
 """Prune control: watches the validation accuracy of a model in training and prunes it.
 
-    model = masked(model)
-    control = PruneControl(model, requirement=0.99, optimizer=optimizer)
-    for iteration, batch in enumerate(batches, start=1):
-        training_step(model, optimizer, batch)
-        if iteration % 100 == 0 and control.update(iteration, validation_accuracy(model)).finished:
-            break
-    model = control.delivered()
+    >>> from pruning import density, masked
+    >>> images = torch.randn(512, 20)
+    >>> labels = (images[:, 0] > 0).long()
+    >>> model = masked(nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 2)))
+    >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    >>> control = PruneControl(model, requirement=0.9, optimizer=optimizer)
+    >>> for iteration in range(1, 1001):
+    ...     optimizer.zero_grad()
+    ...     nn.functional.cross_entropy(model(images), labels).backward()
+    ...     optimizer.step()
+    ...     if iteration % 20 == 0:      # the accuracy is that of validation images, where there are any
+    ...         accuracy = (model(images).argmax(1) == labels).float().mean().item()
+    ...         if control.update(iteration, accuracy).finished:
+    ...             break
+    >>> density(control.delivered()) < 0.5
+    True
 
 Phases: ``train`` until the requirement is met, ``recover`` after every pruning, ``dense`` where a method lets all
 synapses come back, ``done`` once a stop condition holds. An event of phase ``look`` is a step of pruning that left the
 requirement met. What is delivered is the sparsest model that met the requirement.
 
-Some methods act at every iteration; their loop says before the optimizer's step:
-
-    if control.watching:
-        control.observe(iteration)
-
-and one that measures what each step of pruning costs, as ``adaptive`` does, is given the means:
-
-    control.update(iteration, validation_accuracy(model), lambda: validation_accuracy(model), next_images)
+Some methods act at every iteration: where ``control.watching``, their loop calls ``control.observe(iteration)`` before
+the optimizer's step. One that measures what each step of pruning costs, as ``adaptive`` does, is given the means:
+``control.update(iteration, accuracy(), accuracy, next_images)``.
 """
 
 from __future__ import annotations
@@ -195,11 +199,13 @@ class PruneControl:
             raise ValueError(f"accuracy must be a fraction between 0 and 1, got {accuracy}")
         given = {"evaluate": evaluate, "next_images": next_images}
         if any(given[name] is None for name in self.strategy.needs):
-            raise ValueError("this method asks what pruning costs: call update(iteration, accuracy, evaluate, next_images)")
+            raise ValueError(
+                "this method asks what pruning costs: call update(iteration, accuracy, evaluate, next_images)"
+            )
         if self.strategy.needs and iteration < 1:
             raise ValueError(
-                f"iteration must be at least 1, got {iteration}: this method's effort is a multiple of the iterations up to "
-                "the requirement, so count those of the training that a model comes with"
+                f"iteration must be at least 1, got {iteration}: this method's effort is a multiple of the iterations "
+                "up to the requirement, so count those of the training that a model comes with"
             )
         return float(accuracy)
 
@@ -227,7 +233,7 @@ class PruneControl:
                 layer.dense_gradient = True
 
     def delivered(self) -> nn.Module:
-        """A copy of the sparsest model that met the requirement; of the model as it is, where none did."""
+        """Return a copy of the sparsest model that met the requirement; of the model as it is, where none did."""
         return self.pruner.deliver(self.best["model"] if self.best else None)
 
     _STATE = ("requirement", "phase", "missed", "start", "best")
@@ -236,7 +242,8 @@ class PruneControl:
         """All that the control needs to go on, as tensors and plain values."""
         return {name: copy.deepcopy(getattr(self, name)) for name in self._STATE} | {
             "method": self.method.fields(), "layers": list(self.pruner.layers), "pruner": self.pruner.state_dict(),
-            "strategy": _kept(self.strategy), "hook": _kept(self.hook), "events": [asdict(event) for event in self.events],
+            "strategy": _kept(self.strategy), "hook": _kept(self.hook),
+            "events": [asdict(event) for event in self.events],
         }
 
     def load_state_dict(self, state: Mapping) -> None:
@@ -256,5 +263,5 @@ class PruneControl:
 
 
 def _kept(part) -> dict:
-    """The state of a strategy or hook: its fields that are no settings."""
+    """Return the state of a strategy or hook: its fields that are no settings."""
     return {item.name: copy.deepcopy(getattr(part, item.name)) for item in fields(part) if not item.init}

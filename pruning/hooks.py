@@ -1,9 +1,10 @@
 """What a method does at every iteration: scores from gradients, network surgery, RigL, biased weight decay.
 
-    loss.backward()
-    if control.watching:
-        control.observe(iteration)     # the hook's step
-    optimizer.step()
+    >>> BiasedDecay().decay(torch.tensor([0.0, 0.1, -1.0]))      # the gradient that is added to the loss's
+    tensor([ 0.0000e+00,  5.0000e-05, -1.6529e-06])
+
+A training loop asks for a hook's step between the backward pass and the optimizer's: where ``control.watching``, it
+calls ``control.observe(iteration)``.
 
 A hook's settings are given when it is made; what it keeps from one iteration to the next are its fields with
 ``init=False``, which go into checkpoints. A method's hook is a prototype: each control works on a copy.
@@ -134,7 +135,7 @@ class RigL(Hook):
             raise ValueError(f"fraction must lie between 0 and 1, got {self.fraction}")
 
     def exchanged(self, since: int, phase: int) -> float:
-        """The fraction exchanged ``since`` iterations after the pruning, in a phase of ``phase`` iterations."""
+        """Return the fraction exchanged ``since`` iterations after the pruning, in a phase of ``phase`` iterations."""
         return self.fraction / 2 * (1 + math.cos(math.pi * since / phase)) if since < phase else 0.0
 
     @torch.no_grad()
@@ -186,5 +187,5 @@ class BiasedDecay(Hook):
             layer.weight.grad.add_(self.decay(layer.weight))
 
     def decay(self, weight: Tensor) -> Tensor:
-        """The bias's gradient, of ``weight``'s shape."""
+        """Return the bias's gradient, of ``weight``'s shape."""
         return self.strength * self.scale * weight.sign() / (1 + self.scale * weight.abs()).square()

@@ -151,7 +151,7 @@ class Pruner:
                 value.masked_fill_(~layer.mask, 0)
 
     def snapshot(self) -> dict:
-        """A copy of the states of model, average and optimizer."""
+        """Return a copy of the states of model, average and optimizer."""
         parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
         return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items() if part is not None}
 
@@ -171,7 +171,7 @@ class Pruner:
         self.checkpoints[name] = self.snapshot()
 
     def deliver(self, state: Mapping | None) -> nn.Module:
-        """A copy of the evaluated model with a state, as it is now without one; zero where pruned."""
+        """Return a copy of the evaluated model with a state, as it is now without one; zero where pruned."""
         model = copy.deepcopy(self.evaluated)
         if state is not None:
             model.load_state_dict(state)
@@ -180,7 +180,7 @@ class Pruner:
         return model
 
     def state_dict(self) -> dict:
-        """What the pruner needs to go on beside model, average and optimizer, which are restored by their owner."""
+        """Return what the pruner needs to go on beside model, average and optimizer, which their owner restores."""
         return {"round": self.round, "checkpoints": copy.deepcopy(self.checkpoints)}
 
     def load_state_dict(self, state: Mapping) -> None:

@@ -1,11 +1,9 @@
 """What a control does at an evaluation: strategies, each with one method.
 
-    decision = strategy.step(pruner, evaluation, feedback)
-
-``step`` is called at every evaluation from the first that meets the requirement on. It prunes through the pruner, and
-says what was done. A strategy's settings are given when it is made; what it keeps from one evaluation to the
-next are its fields with ``init=False``, which go into checkpoints. A method's strategy is a prototype: each control
-works on a copy. A new kind of method is a new class; nothing else asks what kind a method is.
+``strategy.step(pruner, evaluation, feedback)`` is called at every evaluation from the first that meets the requirement
+on. It prunes through the pruner, and says what was done. A strategy's settings are given when it is made; what it keeps
+from one evaluation to the next are its fields with ``init=False``, which go into checkpoints. A method's strategy is a
+prototype: each control works on a copy. A new kind of method is a new class; nothing else asks what kind a method is.
 """
 
 from __future__ import annotations
@@ -31,9 +29,10 @@ GOING_ON = ("wait", "prune", "regrow")
 class Evaluation:
     """One evaluation, and where the training stands.
 
-    ``iteration`` counts mini-batch updates, ``start`` is the one after which the requirement was met first, ``next`` that of
-    the next evaluation. ``missed`` counts the evaluations in a row below the requirement before this one, ``dense``
-    those up to the first that met it. ``patience`` is in evaluations; ``budget`` and ``ramp`` are in iterations.
+    ``iteration`` counts mini-batch updates, ``start`` is the one after which the requirement was met first, ``next``
+    that of the next evaluation. ``missed`` counts the evaluations in a row below the requirement before this one,
+    ``dense`` those up to the first that met it. ``patience`` is in evaluations; ``budget`` and ``ramp`` are in
+    iterations.
     """
 
     iteration: int
@@ -63,7 +62,7 @@ class Evaluation:
         return self.budget is not None and self.iteration >= self.budget
 
     def stop(self, patience: int) -> str | None:
-        """The reason to stop that every strategy of rounds and ramps knows, if there is one."""
+        """Return the reason to stop that every strategy of rounds and ramps knows, if there is one."""
         if not self.met and self.missed + 1 >= patience:
             return "not recovered"
         return "budget spent" if self.over_budget else None
@@ -204,7 +203,8 @@ class Rounds(Strategy):
 
     def _begin(self, pruner: Pruner) -> None:
         convolutions = {name for name, layer in pruner.layers.items() if layer.weight.dim() > 2}
-        self.paces = {name: self.convolution_pace if name in convolutions else 1.0 for name in pruner.layers} | pruner.paces
+        paces = {name: self.convolution_pace if name in convolutions else 1.0 for name in pruner.layers}
+        self.paces = paces | pruner.paces
         self.progress = dict.fromkeys(pruner.layers, 0.0)
 
     def _next_round(self, pruner: Pruner, slowly: bool) -> dict[str, float] | None:
@@ -229,7 +229,8 @@ class Rounds(Strategy):
             return
         if "early" not in pruner.checkpoints:
             raise RuntimeError(
-                f"the weights of iteration {self.checkpoint} are not there: call observe(iteration) while watching is true"
+                f"the weights of iteration {self.checkpoint} are not there: "
+                "call observe(iteration) while watching is true"
             )
         pruner.rewind(pruner.checkpoints["early"])
 

@@ -109,7 +109,8 @@ def publish(study: Study, warn: Callable[[str], None] = print) -> None:
             copy = place / "work" / path.name
             write_whole(copy, b"".join(rest))
             moved = set_aside(copy, copy.parent / "set-aside")
-            warn(f"{path}: {len(rest)} lines that are damaged, or of a run with another record, are set aside as {moved}")
+            what = f"{len(rest)} lines that are damaged, or of a run with another record"
+            warn(f"{path}: {what}, are set aside as {moved}")
         for benchmark, those in chosen.items():
             write_records(published_path(study.name, benchmark), those)
         for path in files:

@@ -47,7 +47,7 @@ class _Spec(Strict):
     benchmarks: Annotated[dict[str, dict], Field(min_length=1)]
     methods: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)]
-    settings: dict = {}
+    settings: dict = Field(default_factory=dict)
 
     @field_validator("benchmarks")
     @classmethod
@@ -70,7 +70,7 @@ class _TradeoffSpec(_Spec):
 
 
 class _Part(Strict):
-    settings: dict = {}
+    settings: dict = Field(default_factory=dict)
 
 
 class _RequirementPart(_Part):
@@ -158,9 +158,10 @@ def load(name: str | Path) -> Study:
     for what, listed in lists.items():
         if len(set(listed)) < len(listed):
             raise StudyError(f"{path}: {what} lists something twice: {list(listed)}")
+    plan = checked(Plan, spec.plan, f"{path}: plan.") if isinstance(spec, _TradeoffSpec) else None
     return Study(
         name=path.stem, title=spec.title, methods=tuple(spec.methods), seeds=tuple(spec.seeds), settings=settings,
-        requirements=requirements, plan=checked(Plan, spec.plan, f"{path}: plan.") if isinstance(spec, _TradeoffSpec) else None,
+        requirements=requirements, plan=plan,
     )
 
 
