@@ -1,9 +1,11 @@
 """Synapse pruning: masked layers and their controller, and above them a study.
 
-    from pruning import METHODS, PruneControl, masked, unmasked
+    >>> import torch
+    >>> from pruning import METHODS, PruneControl, masked
+    >>> model = masked(torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 2)))
+    >>> control = PruneControl(model, requirement=0.99, method=METHODS["gradual"])
 
-    model = masked(model)                                           # layers with masks, in place
-    control = PruneControl(model, requirement=0.99, method=METHODS["gradual"], optimizer=optimizer)
+``pruning.control`` shows the training loop around it, ``pruning.methods`` lists the methods.
 """
 
 from __future__ import annotations

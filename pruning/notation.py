@@ -1,6 +1,8 @@
 """Networks from the report's notation.
 
-    model = lenet("28x28-6c5-16c5-120-84-10")
+    >>> model = lenet("28x28-6c5-16c5-120-84-10")
+    >>> model.conv2
+    Conv2d(6, 16, kernel_size=(5, 5), stride=(1, 1))
 
 That is an input of 28 x 28 and one channel, 6 and then 16 convolutions of 5 x 5, hidden layers of 120 and 84 neurons,
 10 outputs. An input of several channels is written ``3x32x32``.
