@@ -36,10 +36,10 @@ install: .venv/installed ## make .venv with the exact versions of requirements.l
 
 study: .venv/installed ## run a study (STUDY=digits) and render its figures; goes on where it was interrupted
 ifdef FRESH
-	@$(BIN)/python -m pruning.study.runner fresh $(STUDY)
+	@$(BIN)/python -m pruning fresh $(STUDY)
 endif
 	@$(SNAKEMAKE)
-	@$(BIN)/python -m pruning.study.runner status $(STUDY)
+	@$(BIN)/python -m pruning status $(STUDY)
 
 figures: .venv/installed ## render a study's figures from its records, training nothing
 	@$(SNAKEMAKE) train=no --until figures --forcerun 2-significant-synapses 3-training-effort \
@@ -50,26 +50,23 @@ savings: .venv/installed ## bytes and energy of a study's delivered models, whic
 	@$(BIN)/python -m pruning savings tables $(STUDY)
 
 status: .venv/installed ## how far a study is
-	@$(BIN)/python -m pruning.study.runner status $(STUDY)
+	@$(BIN)/python -m pruning status $(STUDY)
 
 tradeoff: .venv/installed ## measure accuracy at fixed compression ratios (studies/tradeoff.yaml); goes on where it was interrupted
 ifdef FRESH
-	@$(BIN)/python -m pruning.study.tradeoff fresh
+	@$(BIN)/python -m pruning fresh tradeoff
 endif
-# A job is four words, --benchmark NAME --seed NUMBER; none left is no error.
-	@jobs=$$($(BIN)/python -m pruning.study.tradeoff jobs) || exit 1; [ -z "$$jobs" ] || printf '%s\n' "$$jobs" \
-		| xargs -n 4 -P $(JOBS) $(BIN)/python -m pruning.study.tradeoff run tradeoff --device $(DEVICE)
-	@$(BIN)/python -m pruning.study.tradeoff table
+	@$(BIN)/python -m pruning tradeoff --jobs $(JOBS) --device $(DEVICE)
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/8-tradeoff.ipynb
 
 report: .venv/installed ## put the whole story into one page, build/report.html (runs the notebooks)
-	@$(BIN)/python -m pruning.analysis.report
+	@$(BIN)/python -m pruning report
 
 bench: .venv/installed ## measure training speed side by side (on a quiet machine)
 	@$(BIN)/python -m benchmarks.training --device $(DEVICE)
 
 readme: .venv/installed ## put the tables and claims made from the records into README.md
-	@$(BIN)/python -m pruning.study.runner readme report
+	@$(BIN)/python -m pruning readme report
 	@$(BIN)/python -m pruning savings readme report
 
 notebooks: .venv/installed ## execute the notebooks in place, with their own defaults
@@ -99,5 +96,6 @@ lint: .venv/installed ## style, types and the contract on imports, changing noth
 docs: .venv/installed ## docs/methods.md from METHODS, and the API's pages from the docstrings: build/docs/index.html
 	@$(BIN)/python docs/build.py
 
-clean: ## remove the environment and scratch files; data and results stay
-	rm -rf .venv .snakemake .pytest_cache .ruff_cache *.egg-info build data/results/*/work
+clean: ## remove the environment and scratch files; data and results stay, also those that no table has published
+	rm -rf .venv .snakemake .pytest_cache .ruff_cache *.egg-info build
+	find data/results -mindepth 3 -maxdepth 3 -path '*/work/*' ! -name '*.json' -exec rm -rf {} +

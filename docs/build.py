@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ def part(one: object) -> str:
 
 def build_api(folder: Path) -> None:
     """Write a page for each module of the package, ``index.html`` leads to them."""
-    del pruning.__all__  # pdoc leaves out the modules that it does not list
+    pruning.__all__ = [one.name for one in pkgutil.iter_modules(pruning.__path__)]  # which pdoc goes by
     pdoc.pdoc("pruning", r"!pruning\.(.*\.)?_", output_directory=folder)
 
 

@@ -25,12 +25,14 @@ and one that measures what each step of pruning costs, as ``adaptive`` does, is 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 
+from pruning.masks import Synapses, verify
 from pruning.methods import METHODS, Method
 from pruning.pruner import Pruner
 from pruning.strategies import GOING_ON, Decision, Evaluation, Feedback
@@ -100,6 +102,7 @@ class PruneControl:
         self.start: int | None = None
         self.best: dict | None = None
         self.events: list[Event] = []
+        self.observed = False
         if self.strategy.checkpoint == 0:
             self.pruner.remember("early")
 
@@ -117,6 +120,15 @@ class PruneControl:
     def density(self) -> float:
         """Significant synapses over all synapses of the model as it is now."""
         return self.pruner.density
+
+    @property
+    def layers(self) -> dict[str, Synapses]:
+        """The masked layers by name."""
+        return self.pruner.layers
+
+    def densities(self) -> dict[str, float]:
+        """Density of each layer as it is now."""
+        return self.pruner.densities()
 
     @property
     def restarted(self) -> int:
@@ -143,6 +155,7 @@ class PruneControl:
 
     def observe(self, iteration: int) -> None:
         """Do what the method does at every iteration, the gradients of ``iteration`` at hand."""
+        self.observed = True
         if self._lacks_checkpoint and iteration == self.strategy.checkpoint + 1:
             self.pruner.remember("early")
         if self._hook_acts:
@@ -162,6 +175,7 @@ class PruneControl:
         model that comes trained, ``iteration`` counts on from those of its training.
         """
         accuracy = self._checked(iteration, accuracy, evaluate, next_images)
+        verify(self.pruner.model, self.pruner.layers)
         density, looks = self.pruner.density, []
         if accuracy >= self.requirement:
             self._keep(iteration, accuracy)
@@ -192,6 +206,12 @@ class PruneControl:
             raise RuntimeError("the control has stopped: take delivered()")
         if not 0 <= accuracy <= 1:
             raise ValueError(f"accuracy must be a fraction between 0 and 1, got {accuracy}")
+        late = self.start is not None and iteration > self.start
+        if self.hook.acts and (self.hook.early or late) and not self.observed:
+            raise RuntimeError(
+                "this method acts at every iteration, and was never told of one: call observe(iteration) between "
+                "loss.backward() and optimizer.step() while control.watching is true"
+            )
         given = {"evaluate": evaluate, "next_images": next_images}
         if any(given[name] is None for name in self.strategy.needs):
             raise ValueError("this method asks what pruning costs: call update(iteration, accuracy, evaluate, next_images)")
@@ -225,24 +245,33 @@ class PruneControl:
                 layer.dense_gradient = True
 
     def delivered(self) -> nn.Module:
-        """A copy of the sparsest model that met the requirement; of the model as it is, where none did."""
+        """A copy of the sparsest model that met the requirement; with a warning of the model as it is, where none did."""
+        if self.best is None:
+            warnings.warn(f"no model met the requirement of {self.requirement:g}: delivered is the model as it is", stacklevel=2)
         return self.pruner.deliver(self.best["model"] if self.best else None)
 
-    _STATE = ("requirement", "phase", "missed", "start", "best")
+    _STATE = ("phase", "missed", "start", "best", "observed")
 
     def state_dict(self) -> dict:
         """All that the control needs to go on, as tensors and plain values."""
-        return {name: copy.deepcopy(getattr(self, name)) for name in self._STATE} | {
-            "method": self.method.fields(), "layers": list(self.pruner.layers), "pruner": self.pruner.state_dict(),
+        return self._identity() | {name: copy.deepcopy(getattr(self, name)) for name in self._STATE} | {
+            "pruner": self.pruner.state_dict(),
             "strategy": _kept(self.strategy), "hook": _kept(self.hook), "events": [asdict(event) for event in self.events],
+        }
+
+    def _identity(self) -> dict:
+        """What a state must agree in with the control that loads it."""
+        layers = {name: list(layer.mask.shape) for name, layer in self.pruner.layers.items()}
+        return {
+            "requirement": self.requirement, "method": self.method.fields(), "layers": layers, "ramp": self.ramp,
+            "seed": self.pruner.seed,
         }
 
     def load_state_dict(self, state: Mapping) -> None:
         """Go on from ``state_dict()``; model, average and optimizer are restored by their owner."""
-        own = {"requirement": self.requirement, "method": self.method.fields(), "layers": list(self.pruner.layers)}
-        for name, value in own.items():
-            if state[name] != value:
-                raise ValueError(f"this state belongs to another {name}: {state[name]}, where this control has {value}")
+        for name, own in self._identity().items():
+            if state[name] != own:
+                raise ValueError(f"this state belongs to another {name}: {state[name]}, where this control has {own}")
         for name in self._STATE:
             setattr(self, name, copy.deepcopy(state[name]))
         self.events = [Event(**event) for event in state["events"]]

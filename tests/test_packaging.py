@@ -64,7 +64,8 @@ def test_a_room_imports_what_its_extras_declare(room):
 
 def test_tests_and_benchmarks_import_what_is_declared():
     known = packages_distributions()
-    used = imported([*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")])
+    paths = [*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+    used = imported(paths) - {path.stem for path in paths}
     assert {canonicalize_name(known.get(name, [name])[0]) for name in used} <= set(declared("all"))
 
 

@@ -32,8 +32,10 @@ from pruning.files import DamagedFile, load_state, write_whole
 from pruning.masks import unmasked
 from pruning.notation import input_shape
 from pruning.study import datasets
+from pruning.study.config import HASHED, Run, StudyError
 from pruning.study.records import digest, folder, read_record, write_record
-from pruning.study.runner import HASHED, Run, Study, StudyError, recorded
+from pruning.study.store import recorded
+from pruning.study.studies import Study
 from pruning.study.training import accuracy, batches
 
 # To be raised when a change to the code makes the same models give other numbers.
@@ -109,7 +111,7 @@ def measure(run: Run, record: dict, model: nn.Module, dataset: datasets.Dataset)
         return accuracy(network, dataset.validation)
 
     goal = min(run.requirement, result["validation_accuracy"])
-    stream = batches(dataset, run.settings.recipe, run.seed, result["iterations"])
+    stream = batches(dataset, run.settings, run.seed, result["iterations"])
     small, clusters, validated = quantized(model, goal, validate, stream)
     tiny = remove_dead_neurons(small, shape)
     # What dead neurons add to biases is rounded like all others, unless that costs the goal.

@@ -174,7 +174,3 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(f"{output}: {len(page.encode()) / 2**20:.1f} MiB")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,9 +20,10 @@ from pruning.deploy import storage
 from pruning.files import DamagedFile, write_whole
 from pruning.masks import masked_layers
 from pruning.study import datasets
+from pruning.study.config import Run, StudyError
 from pruning.study.paths import root
 from pruning.study.records import folder
-from pruning.study.runner import Run, Study, StudyError, load
+from pruning.study.studies import Study, load
 
 SHOWN = "adaptive-patient"  # the method whose models are committed, as the notebooks have it too
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 
 class StorageError(ValueError):
@@ -71,7 +72,7 @@ class Reader:
         except UnicodeDecodeError as error:
             raise StorageError("a text is not UTF-8") from error
 
-    def array(self, dtype: str, count: int) -> np.ndarray:
+    def array(self, dtype: npt.DTypeLike, count: int) -> np.ndarray:
         """Read ``count`` values of ``dtype``."""
         return np.frombuffer(self.take(count * np.dtype(dtype).itemsize), dtype)
 

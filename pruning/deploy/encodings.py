@@ -18,7 +18,6 @@ from pruning.deploy.binary import Reader, StorageError, number, packed
 
 ENCODINGS = ("dense32", "bitmask", "csr", "relative", "codebook", "entropy")
 SHARED = ("codebook", "entropy")
-_WIDTHS = ("<u1", "<u2", "<u4")
 
 
 def encode_weights(encoding: str, keep: np.ndarray, weights: np.ndarray) -> bytes:
@@ -110,8 +109,8 @@ def _read_csr(reader: Reader, count: int, shape: tuple[int, int]) -> np.ndarray:
     return positions
 
 
-def _width(largest: int) -> str:
-    return next(width for width in _WIDTHS if largest < 256 ** np.dtype(width).itemsize)
+def _width(largest: int) -> np.dtype:
+    return np.min_scalar_type(int(largest)).newbyteorder("<")
 
 
 def _relative(keep: np.ndarray) -> bytes:

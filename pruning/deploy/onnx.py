@@ -30,34 +30,25 @@ def to_onnx(model: nn.Module, shape: Sequence[int], path: str | Path) -> int:
 
     # Own code: torch.onnx needs onnxscript, and its file's bytes change with PyTorch's version.
     chain = stages(model, shape)
-    nodes, tensors, value, flat = [], [], "images", False
-    for stage in chain:
-        for part in ("weight", "bias"):
-            tensors.append(numpy_helper.from_array(getattr(stage, part).astype(np.float32), f"{stage.name}.{part}"))
-        inputs = [value, f"{stage.name}.weight", f"{stage.name}.bias"]
-        if stage.convolution:
-            nodes.append(helper.make_node("Conv", inputs, [stage.name]))
-        else:
-            if not flat:
-                nodes.append(helper.make_node("Flatten", [value], ["flat"]))
-                inputs[0], flat = "flat", True
-            nodes.append(helper.make_node("Gemm", inputs, [stage.name], transB=1))
-        value = stage.name
+    nodes, tensors, value = [], [], "images"
+
+    def add(kind: str, name: str, *inputs: str, **settings) -> str:
+        nodes.append(helper.make_node(kind, [value, *inputs], [name], **settings))
+        return name
+
+    for before, stage in zip([None, *chain], chain):
+        parts = {f"{stage.name}.weight": stage.weight, f"{stage.name}.bias": stage.bias}
+        tensors += [numpy_helper.from_array(part.astype(np.float32), name) for name, part in parts.items()]
+        if not stage.convolution and (before is None or before.convolution):
+            value = add("Flatten", "flat")
+        value = add("Conv", stage.name, *parts) if stage.convolution else add("Gemm", stage.name, *parts, transB=1)
         if stage.pool:
-            nodes.append(
-                helper.make_node("MaxPool", [value], [f"{stage.name}.pool"], kernel_shape=[2, 2], strides=[2, 2])
-            )
-            value = f"{stage.name}.pool"
+            value = add("MaxPool", f"{stage.name}.pool", kernel_shape=[2, 2], strides=[2, 2])
         if stage.relu:
-            nodes.append(helper.make_node("Relu", [value], [f"{stage.name}.relu"]))
-            value = f"{stage.name}.relu"
-    graph = helper.make_graph(
-        nodes,
-        described(chain),
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *shape])],
-        [helper.make_tensor_value_info(value, TensorProto.FLOAT, ["batch", len(chain[-1].bias)])],
-        tensors,
-    )
+            value = add("Relu", f"{stage.name}.relu")
+    ends = {"images": shape, value: [len(chain[-1].bias)]}
+    first, last = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", *size]) for n, size in ends.items())
+    graph = helper.make_graph(nodes, described(chain), [first], [last], tensors)
     # Operators of 2020 suffice: older runtimes can read the file too.
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7, producer_name="pruning")
     onnx.checker.check_model(proto, full_check=True)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.masks import MaskedConv2d, MaskedLinear, masked_layers
+from pruning.masks import masked_layers
 
 Batch = TypeVar("Batch")
 MOST = 256  # shared weights per layer: what one byte tells apart
@@ -77,7 +77,7 @@ def fine_tune(
     return _rounded(model)
 
 
-def _layers(model: nn.Module) -> list[MaskedLinear | MaskedConv2d]:
+def _layers(model: nn.Module) -> list:
     layers = list(masked_layers(model).values())
     if not layers:
         raise ValueError("the model has no masked layer: call masked(model, zeros_pruned=True) first")

@@ -46,17 +46,12 @@ class Stage:
         return self.weight.ndim == 4
 
     @property
-    def sums(self) -> tuple[int, int]:
-        """Height and width of the layer's output before pooling."""
-        if not self.convolution:
-            return 1, 1
-        height, width = (size - kernel + 1 for size, kernel in zip(self.shape[1:], self.weight.shape[2:]))
-        return height, width
-
-    @property
     def output(self) -> Shape:
         """Shape (C, H, W) of what the next stage receives."""
-        height, width = (size // 2 if self.pool else size for size in self.sums)
+        if not self.convolution:
+            return len(self.bias), 1, 1
+        sums = (size - kernel + 1 for size, kernel in zip(self.shape[1:], self.weight.shape[2:]))
+        height, width = (size // 2 if self.pool else size for size in sums)
         return len(self.bias), height, width
 
 

@@ -20,14 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.deploy.binary import Reader, StorageError, number, text
-from pruning.deploy.encodings import (
-    ENCODINGS,
-    SHARED,
-    decode_values,
-    decode_weights,
-    encode_values,
-    encode_weights,
-)
+from pruning.deploy.encodings import ENCODINGS, SHARED, decode_values, decode_weights, encode_values, encode_weights
 from pruning.files import write_whole
 from pruning.masks import masked, masked_layers
 from pruning.notation import layers, lenet
@@ -152,14 +145,11 @@ def _table(state: dict[str, Tensor], prefixes: set[str]) -> list[_Entry]:
 
 
 def _expected(notation: str) -> list[_Entry]:
-    return [
-        entry
-        for layer in layers(notation)
-        for entry in (
-            _Entry(f"{layer.name}.weight", layer.shape, masked=True),
-            _Entry(f"{layer.name}.bias", (layer.biases,)),
-        )
-    ]
+    table = []
+    for layer in layers(notation):
+        table.append(_Entry(f"{layer.name}.weight", layer.shape, masked=True))
+        table.append(_Entry(f"{layer.name}.bias", (layer.biases,)))
+    return table
 
 
 def _described(table: list[_Entry]) -> bytes:
@@ -185,8 +175,7 @@ def _read_table(reader: Reader) -> list[_Entry]:
     return table
 
 
-def _opened(data: bytes) -> tuple[str, str, Reader]:
-    """Read encoding and notation, and give the reader of the rest, once the file is known to be whole."""
+def _decode(data: bytes, limit: int) -> tuple[str, dict[str, Tensor]]:
     if data[:3] != MAGIC[:3]:
         raise StorageError("not a stored network: the file does not begin with PRN")
     if data[3:4] != MAGIC[3:]:
@@ -197,11 +186,7 @@ def _opened(data: bytes) -> tuple[str, str, Reader]:
         raise StorageError("the file is truncated or altered: its checksum does not fit")
     reader = Reader(data[4:-4])
     encoding = ENCODINGS[reader.byte(most=len(ENCODINGS) - 1)]
-    return encoding, reader.text(), reader
-
-
-def _decode(data: bytes, limit: int) -> tuple[str, dict[str, Tensor]]:
-    encoding, notation, reader = _opened(data)
+    notation = reader.text()
     try:
         table = _expected(notation) if notation else _read_table(reader)
     except StorageError:
@@ -231,7 +216,5 @@ def _decode(data: bytes, limit: int) -> tuple[str, dict[str, Tensor]]:
 def _network(data: bytes, limit: int) -> tuple[nn.Module, str]:
     notation, state = _decode(data, limit)
     if not notation:
-        raise StorageError(
-            "the file holds no notation to rebuild the model from: load decode_state(data) into your model"
-        )
+        raise StorageError("the file holds no notation to rebuild the model: load decode_state(data) into your model")
     return rebuilt(notation, state), notation

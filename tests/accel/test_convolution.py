@@ -21,6 +21,8 @@ from pruning.accel.convolution import run, windows
 from pruning.masks import masked, masked_layers
 from pruning.notation import input_shape, lenet
 
+pytestmark = pytest.mark.arithmetic
+
 NETWORKS = [
     "28x28-6c5-16c5-120-84-10", "28x28-6c3-16c3-36c4-240-120-84-10",
     "3x32x32-6c5-16c5-120-84-10", "3x32x32-6c3-16c3-36c4-240-120-84-10",

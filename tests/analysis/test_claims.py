@@ -8,7 +8,8 @@ from pruning.analysis import claims, figures
 from pruning.analysis.claims import BENCHMARKS
 from pruning.analysis.readme import compression_table
 from pruning.analysis.tables import compression, frame, speedup, titles
-from pruning.study.runner import load, recorded
+from pruning.study.store import recorded
+from pruning.study.studies import load
 
 # Synapses left by the report's method in the table below, at the lower and the higher requirement.
 LEFT = {"mnist-2c": (0.30, 0.40), "mnist-3c": (0.25, 0.35), "cifar10-2c": (0.55, 0.62), "cifar10-3c": (0.33, 0.37)}

@@ -289,6 +289,7 @@ def some():
     return rows
 
 
+@pytest.mark.slow
 def test_the_frontier_has_a_panel_for_each_benchmark_and_requirement(tmp_path):
     rows = [*some(), *(row("mnist-3c", requirement, seed=0) for requirement in (0.97, 0.99))]
     figure = drawn(rows)

@@ -14,10 +14,10 @@ from matplotlib.colors import to_hex
 from pruning.analysis import figures
 from pruning.analysis.tables import frame, titles
 from pruning.methods import METHODS
-from pruning.study import runner as study
 from pruning.study.paths import root
 from pruning.study.progress import progress
-from pruning.study.records import records
+from pruning.study.runner import run
+from pruning.study.studies import load
 
 STUDY = """
 title: a few quick runs
@@ -37,10 +37,9 @@ def found(tmp_path_factory):
     (place / "quick.yaml").write_text(STUDY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNING_RESULTS", str(place))
-        quick = study.load(place / "quick.yaml")
-        for run in (*quick.runs, *quick.select(requirements=[0.999], methods=["iterative"], seeds=[0])):
-            study.perform(run)
-        yield records("quick")
+        quick = load(place / "quick.yaml")
+        missed = quick.select(requirements=[0.999], methods=["iterative"], seeds=[0])
+        yield [run(one) for one in sorted((*quick.runs, *missed), key=lambda one: one.name)]
 
 
 def drawn(found):
@@ -64,6 +63,7 @@ def texts(figure):
     return " ".join(text.get_text() for text in figure.findobj(matplotlib.text.Text)).replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_every_figure_renders_and_is_not_empty(found):
     for name, draw in drawn(found).items():
         figure = draw()
@@ -72,6 +72,7 @@ def test_every_figure_renders_and_is_not_empty(found):
         assert figure.get_label(), f"{name} does not say what it shows"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["learning-curve", "iterative-pruning", "significant-synapses", "training-effort"])
 def test_a_figure_is_saved_with_the_same_bytes_twice(found, tmp_path, name):
     draw = drawn(found)[name]
@@ -85,6 +86,7 @@ def test_a_figure_is_saved_with_the_same_bytes_twice(found, tmp_path, name):
     assert not list(tmp_path.glob(".*")), "a temporary file was left"
 
 
+@pytest.mark.arithmetic
 def test_runs_without_a_round_have_their_pictures_too(found):
     kinds = {(record["run"]["method"], record["result"]["reached"]): record for record in found}
     assert set(kinds) == {("unpruned", True), ("iterative", True), ("gradual", True), ("iterative", False)}
@@ -117,6 +119,7 @@ def test_looks_differ_in_color_marker_and_hatch_and_unknown_methods_get_a_fixed_
     assert figures.ordered(["taylor", "random", "unpruned", "random"]) == ["unpruned", "random", "taylor"]
 
 
+@pytest.mark.arithmetic
 def test_a_run_that_did_not_reach_its_requirement_is_shown(found):
     table, names = frame(found), titles(found)
     assert list(table.loc[~table["reached"], "requirement"]) == [0.999]
@@ -137,6 +140,7 @@ def test_what_a_figure_must_say_it_says(found):
     assert "the report: about 40 %" in texts(figures.significant_synapses(mnist, {"mnist-2c": "MNIST"}))
 
 
+@pytest.mark.arithmetic
 def test_a_run_that_was_pruned_early_does_not_say_where_it_first_met_the_requirement(found):
     record = {record["run"]["name"]: record for record in found}["digits-2c-0.4-iterative-0"]
     plain = texts(figures.learning_curve(record))

@@ -91,6 +91,7 @@ def test_formulas_are_drawn_and_what_cannot_be_is_shown_as_it_is(story):
     assert report.formula("x^2") == report.formula("x^2")
 
 
+@pytest.mark.slow
 def test_notebooks_are_run_for_sharp_figures(tmp_path):
     path = tmp_path / "1-run.ipynb"
     cell = new_code_cell(
@@ -107,6 +108,7 @@ def test_notebooks_are_run_for_sharp_figures(tmp_path):
     assert soup.select("pre.said")[0].text.strip() == "True"
 
 
+@pytest.mark.slow
 def test_a_notebook_that_fails_or_is_none_is_named(tmp_path, monkeypatch, capsys):
     broken, failing = tmp_path / "1-broken.ipynb", tmp_path / "2-failing.ipynb"
     broken.write_text("{")
@@ -121,6 +123,7 @@ def test_a_notebook_that_fails_or_is_none_is_named(tmp_path, monkeypatch, capsys
     assert "1-broken.ipynb" in capsys.readouterr().err and not output.exists()
 
 
+@pytest.mark.slow
 def test_the_committed_notebooks_make_a_page(tmp_path, capsys):
     found = report.notebooks()
     assert [path.stem for path in found][:4] == [

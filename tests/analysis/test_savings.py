@@ -19,11 +19,12 @@ from pruning.deploy import storage
 from pruning.deploy.energy import DRAM_PJ, SRAM_PJ
 from pruning.files import DamagedFile, load_state
 from pruning.masks import masked_layers
-from pruning.study import datasets
-from pruning.study import runner as study
+from pruning.study import datasets, runner
+from pruning.study.config import HASHED, StudyError
 from pruning.study.paths import root
 from pruning.study.records import folder, read_record, write_record
-from pruning.study.runner import StudyError, load, recorded
+from pruning.study.store import recorded
+from pruning.study.studies import load
 from pruning.study.training import accuracy, network
 
 STUDY = """
@@ -46,7 +47,7 @@ def made(tmp_path_factory):
         patch.setenv("PRUNING_RESULTS", str(place))
         quick = load(place / "quick.yaml")
         for run in quick.runs:
-            study.perform(run)
+            runner.run(run)
         yield quick, write_tables(quick, lambda line: None)
 
 
@@ -66,9 +67,11 @@ def model_of(run):
 def test_shared_weights_are_not_taken_for_pruned_ones(monkeypatch):
     monkeypatch.delenv("PRUNING_RESULTS", raising=False)
     methods = load("methods")
-    assert {run.method for run in pruned(methods)} == set(methods.methods) - {"unpruned", study.HASHED}
+    assert {run.method for run in pruned(methods)} == set(methods.methods) - {"unpruned", HASHED}
 
 
+@pytest.mark.arithmetic
+@pytest.mark.slow
 def test_the_storage_table_has_every_pruned_run_in_every_encoding_at_its_true_size(made):
     quick, _ = made
     table = pd.read_csv(folder("quick") / "storage.csv")
@@ -88,6 +91,8 @@ def test_the_storage_table_has_every_pruned_run_in_every_encoding_at_its_true_si
             assert row["ratio"] == pytest.approx(row["dense_bytes"] / row["bytes"], abs=1e-3)
 
 
+@pytest.mark.arithmetic
+@pytest.mark.slow
 def test_the_file_of_a_run_is_the_network_whose_accuracy_the_table_gives(made):
     _, stored = made
     data, table = datasets.load("digits"), pd.read_csv(folder("quick") / "storage.csv")
@@ -107,6 +112,8 @@ def test_the_file_of_a_run_is_the_network_whose_accuracy_the_table_gives(made):
             assert len(layer.weight[layer.mask].unique()) <= 2 ** kept.loc[key, "weight_bits"]
 
 
+@pytest.mark.arithmetic
+@pytest.mark.slow
 def test_the_energy_table_sums_up_and_is_the_model_of_45_nm(made):
     table = pd.read_csv(folder("quick") / "energy.csv")
     assert tuple(table.columns) == ENERGY_COLUMNS
@@ -124,6 +131,7 @@ def test_the_energy_table_sums_up_and_is_the_model_of_45_nm(made):
     assert (pruned["macs"] == runs["macs"].reindex(pruned.index)).all()
 
 
+@pytest.mark.slow
 def test_tables_are_made_again_from_what_was_measured_to_the_same_bytes(copied, monkeypatch):
     before = [(folder("quick") / f"{name}.csv").read_bytes() for name in TABLES]
     measured = []
@@ -132,6 +140,7 @@ def test_tables_are_made_again_from_what_was_measured_to_the_same_bytes(copied, 
     assert not measured and before == [(folder("quick") / f"{name}.csv").read_bytes() for name in TABLES]
 
 
+@pytest.mark.slow
 def test_one_run_is_measured_again_to_the_same_rows(copied):
     before = (folder("quick") / "storage.csv").read_bytes()
     said = []
@@ -143,23 +152,26 @@ def test_one_run_is_measured_again_to_the_same_rows(copied):
     assert (folder("quick") / "storage.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_without_models_the_tables_stay_as_they_are(copied):
     shutil.rmtree(folder("quick") / "models")
-    shutil.rmtree(folder("quick") / "work")
+    shutil.rmtree(folder("quick") / "work" / "savings")
     before = [(folder("quick") / f"{name}.csv").read_bytes() for name in TABLES]
     with pytest.raises(StudyError, match="12 of the 12 pruned models .*'make study STUDY=quick FRESH=1'"):
         write_tables(copied)
     assert before == [(folder("quick") / f"{name}.csv").read_bytes() for name in TABLES]
 
 
+@pytest.mark.slow
 def test_a_model_of_another_run_is_refused(copied):
-    shutil.rmtree(folder("quick") / "work")
+    shutil.rmtree(folder("quick") / "work" / "savings")
     one, other = (run for run in copied.select(methods=["iterative"], requirements=[0.4], seeds=[0, 1]))
     shutil.copy(other.place("models", ".model"), one.place("models", ".model"))
     with pytest.raises(DamagedFile, match="belongs to another run"):
         write_tables(copied)
 
 
+@pytest.mark.slow
 def test_tables_of_other_records_are_refused(copied):
     stored, energies = savings.tables(copied)
     assert stored["reached"].all() and (energies["significant"] > 0).all()
@@ -173,6 +185,7 @@ def test_tables_of_other_records_are_refused(copied):
         savings.tables(copied)
 
 
+@pytest.mark.arithmetic
 def test_the_smallest_codebook_that_keeps_the_goal_is_taken():
     model = network("28x28-6c5-16c5-120-84-10", seed=0)
     for layer in masked_layers(model).values():
@@ -194,6 +207,8 @@ def test_the_smallest_codebook_that_keeps_the_goal_is_taken():
     assert (clusters, found) == (64, 0.99) and max(seen) > 64, "the best that was seen"
 
 
+@pytest.mark.arithmetic
+@pytest.mark.slow
 def test_what_is_shown_is_the_median_of_the_highest_requirement_that_was_met(copied):
     (run,) = shown(copied, "iterative")
     chosen = [read_record(other.record_path) for other in copied.select(requirements=[0.5], methods=["iterative"])]
@@ -201,15 +216,16 @@ def test_what_is_shown_is_the_median_of_the_highest_requirement_that_was_met(cop
     assert run.requirement == 0.5 and read_record(run.record_path)["result"]["density"] == densities[1]
     for record, value in zip(chosen, (0.1, 0.3, 0.2)):
         result = record["result"] | {"density": value, "reached": value < 0.3}
-        write_record(folder("quick") / "runs" / f"{record['run']['name']}.json", record | {"result": result})
+        write_record(folder("quick") / "work" / f"{record['run']['name']}.json", record | {"result": result})
     assert shown(copied, "iterative")[0].seed == 0, "of two the sparser, and never one that missed the requirement"
     for record in chosen:
         result = record["result"] | {"reached": False}
-        write_record(folder("quick") / "runs" / f"{record['run']['name']}.json", record | {"result": result})
+        write_record(folder("quick") / "work" / f"{record['run']['name']}.json", record | {"result": result})
     with pytest.raises(StudyError, match="no run of 'iterative' met the highest requirement"):
         shown(copied, "iterative")
 
 
+@pytest.mark.slow
 def test_compressed_models_are_written_read_and_replaced(copied, made):
     (path,) = write_compressed(copied, made[1], "gradual")
     (run,) = shown(copied, "gradual")
@@ -229,6 +245,8 @@ def test_held_counts_only_what_had_met_the_requirement():
     assert held(rows).tolist() == [True, False]
 
 
+@pytest.mark.arithmetic
+@pytest.mark.slow
 def test_the_readme_table_says_what_the_tables_say(made):
     quick, _ = made
     stored, energies = savings.tables(quick)
@@ -247,6 +265,7 @@ def test_the_readme_table_says_what_the_tables_say(made):
     assert savings.readme(once, quick, "gradual") == once
 
 
+@pytest.mark.slow
 def test_every_figure_renders_to_the_same_bytes_and_shows_what_was_missed(made, tmp_path):
     quick, _ = made
     stored, energies = savings.tables(quick)
@@ -279,6 +298,8 @@ def test_every_figure_renders_to_the_same_bytes_and_shows_what_was_missed(made, 
     assert "7, not 2" in texts(draws["digits"]()) and "39× smaller" in texts(draws["bytes"]())
 
 
+@pytest.mark.arithmetic
+@pytest.mark.slow
 def test_the_command_makes_everything_and_names_what_is_wrong(copied, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(savings, "load", lambda name: copied if name == "quick" else load(name))
     assert main(["tables", "quick", "--method", "gradual"]) == 0

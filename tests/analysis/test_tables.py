@@ -1,4 +1,4 @@
-"""Records to a table and back: columns in order, rows sorted, nothing lost, damage named."""
+"""Records to a table and back: columns in order, rows sorted, nothing lost."""
 
 import random
 
@@ -6,8 +6,6 @@ import pandas as pd
 import pytest
 
 from pruning.analysis import tables
-from pruning.files import DamagedFile
-from pruning.study import records as stored
 
 
 def made(benchmark="digits-2c", requirement=0.95, method="iterative", seed=0, **result):
@@ -88,33 +86,5 @@ def test_the_written_table_reads_back_exactly_and_is_the_same_file_again(some, t
     assert tables.write_table("some", reversed(some)).read_bytes() == before
 
 
-def test_records_come_back_as_written_in_the_order_of_their_names(some, tmp_path, monkeypatch):
-    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
-    for record in some:
-        stored.write_record(tmp_path / "some" / "runs" / f"{record['run']['name']}.json", record)
-    assert stored.records("some") == sorted(some, key=lambda record: f"{record['run']['name']}.json")
+def test_titles_name_the_data_of_each_benchmark(some):
     assert tables.titles(some) == {"digits-2c": "Digits", "digits-3c": "Digits"}
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: data[:-20],
-        lambda data: data.replace(b'"significant":1000', b'"significant":10'),
-        lambda data: b"[]\n",
-        lambda data: b"",
-        lambda data: b"\xff\xfe",
-    ],
-)
-def test_a_damaged_record_is_named(damage, tmp_path):
-    path = tmp_path / "one.json"
-    stored.write_record(path, made())
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DamagedFile, match="one.json"):
-        stored.read_record(path)
-
-
-def test_a_study_without_records_says_how_to_make_them(tmp_path, monkeypatch):
-    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="make study STUDY=nothing"):
-        stored.records("nothing")

@@ -9,15 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruning import density, masked, masked_layers
-from pruning import allocation, criteria
+from pruning import allocation, criteria, density, masked, masked_layers
 from pruning.control import PruneControl
 from pruning.methods import METHODS, Method
+from pruning.notation import lenet
 from pruning.schedules import GeometricSchedule, LinearThreshold, PolynomialSchedule
 from pruning.strategies import Ramp, Rounds
 from pruning.study import datasets
-from pruning.notation import lenet
-from pruning.study.training import Recipe, accuracy, batches
+from pruning.study.config import Recipe
+from pruning.study.training import accuracy, batches
+
+pytestmark = pytest.mark.arithmetic
 
 ITERATIVE, UNPRUNED = METHODS["iterative"], METHODS["unpruned"]
 LADDER = Method(criteria.magnitude, allocation.global_threshold, Rounds(GeometricSchedule(0.5)))
@@ -476,6 +478,7 @@ def test_a_model_without_masked_layers():
         PruneControl(nn.Linear(2, 2), 0.5)
 
 
+@pytest.mark.slow
 def test_five_lines_in_ones_own_loop():
     data = datasets.load("digits")
     torch.manual_seed(0)
@@ -503,6 +506,7 @@ def test_five_lines_in_ones_own_loop():
         assert not layer.weight[~layer.mask].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", [0, 100])
 def test_adaptive_in_ones_own_loop(trained):
     data = datasets.load("digits")

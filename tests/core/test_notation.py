@@ -6,6 +6,8 @@ from torch import nn
 
 from pruning.notation import input_shape, layers, lenet
 
+pytestmark = pytest.mark.arithmetic
+
 LENET = "28x28-6c5-16c5-120-84-10"
 CIFAR = "3x32x32-6c3-16c3-36c4-240-120-84-10"
 DENSE = "28x28-300-100-10"

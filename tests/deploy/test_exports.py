@@ -108,6 +108,8 @@ def real():
     return model, data.test, logits(model, data.test.images)
 
 
+@pytest.mark.arithmetic
+@pytest.mark.slow
 def test_removing_dead_neurons_on_real_data_changes_no_class_and_leaves_no_neuron_without_use(real):
     model, test, before = real
     small, short = narrowed(model, LENET)
@@ -119,6 +121,7 @@ def test_removing_dead_neurons_on_real_data_changes_no_class_and_leaves_no_neuro
     assert narrowed(small, short)[1] == short
 
 
+@pytest.mark.arithmetic
 @pytest.mark.parametrize("notation", NOTATIONS)
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.4, 1])
 def test_removing_dead_neurons_computes_the_same_function(notation, density):
@@ -135,6 +138,7 @@ def test_removing_dead_neurons_computes_the_same_function(notation, density):
         assert density < 1 or short == notation
 
 
+@pytest.mark.arithmetic
 def test_a_neuron_without_inputs_lives_on_in_the_next_biases():
     notation = "12x12-2c3-3c3-4-2"
     model = pruned(notation, 1.0)
@@ -202,6 +206,7 @@ def test_another_quantization_than_8_bits_is_refused():
             make(pruned("4x4-3", 1), (1, 4, 4), quantize=4)
 
 
+@pytest.mark.arithmetic
 @pytest.mark.parametrize("notation", NOTATIONS)
 def test_onnx_runtime_gives_the_logits_of_pytorch(notation, tmp_path):
     model = pruned(notation, 0.3)
@@ -227,6 +232,8 @@ def test_onnx_that_differs_from_pytorch_is_not_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.arithmetic
+@pytest.mark.slow
 def test_c_gives_every_test_image_the_class_of_pytorch(real, tmp_path):
     model, test, wanted = real
     small = remove_dead_neurons(model, SHAPE)
@@ -310,6 +317,7 @@ def test_the_file_compiles_without_its_main_into_other_programs(tmp_path):
     assert subprocess.run([tmp_path / "device"]).returncode == 0
 
 
+@pytest.mark.slow
 def test_latency_compares_all_programs_on_the_same_images(real):
     model, test, _ = real
     table = measure_latency(model, test.images[:20], rounds=2)
@@ -326,6 +334,8 @@ def test_latency_compares_all_programs_on_the_same_images(real):
     assert table.set_index("program")["speedup"]["ONNX Runtime dense"] == 1
 
 
+@pytest.mark.arithmetic
+@pytest.mark.slow
 def test_the_command_takes_a_state_dict_and_then_what_it_wrote(real, tmp_path, capsys):
     model, test, _ = real
     torch.save(model.state_dict(), tmp_path / "model.pt")
@@ -368,6 +378,7 @@ class Bomb:
         return (print, ("pickled code ran",))
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
     notation = "4x4-3"
     model = pruned(notation, 1)

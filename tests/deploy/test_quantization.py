@@ -11,6 +11,8 @@ from pruning.masks import masked, masked_layers, unmasked
 from pruning.notation import lenet
 from pruning.study.datasets import load
 
+pytestmark = pytest.mark.arithmetic
+
 LENET = "28x28-6c5-16c5-120-84-10"
 
 

@@ -68,7 +68,7 @@ class Skipping(nn.Sequential):
         return x + super().forward(x)
 
 
-twice = nn.Linear(16, 16)
+POOL, TWICE = nn.MaxPool2d(2), nn.Linear(16, 16)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ twice = nn.Linear(16, 16)
         ([nn.Linear(4, 3)], r"layer '0' \(Linear\) needs a Flatten before it"),
         ([nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 3)], r"layer '0' \(MaxPool2d\) must come after a layer"),
         ([nn.Conv2d(1, 2, 1), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(2, 3)], "layer '1' .* must pool 2x2"),
-        ([nn.Conv2d(1, 2, 1), *2 * [nn.MaxPool2d(2)], nn.Flatten(), nn.Linear(2, 3)], "layer '2' .* must pool 2x2 .* once"),
+        ([nn.Conv2d(1, 2, 1), *2 * [POOL], nn.Flatten(), nn.Linear(2, 3)], "layer '2' .* must pool 2x2 .* once"),
         ([nn.Flatten(2), nn.Linear(16, 3)], r"layer '0' \(Flatten\) must flatten all but the batch"),
-        ([nn.Flatten(), twice, nn.ReLU(), twice], "layer '3' .* is the layer '1' too"),
+        ([nn.Flatten(), TWICE, nn.ReLU(), TWICE], "layer '3' .* is the layer '1' too"),
         ([nn.Conv2d(1, 2, 4)], "must end with a Linear layer"),
         ([nn.Flatten()], "must end with a Linear layer"),
     ],

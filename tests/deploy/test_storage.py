@@ -81,6 +81,7 @@ def test_a_single_synapse_anywhere():
             assert same(decode_state(encode(model, encoding)), model.state_dict()), (place, encoding)
 
 
+@pytest.mark.arithmetic
 def test_what_is_under_the_mask_is_not_stored():
     model = pruned()
     with torch.no_grad():
@@ -131,6 +132,7 @@ def test_wrong_requests_say_what_is_wrong():
         encode(pruned(LENET), "codebook", LENET)
 
 
+@pytest.mark.arithmetic
 def test_sizes_are_those_of_the_files(tmp_path):
     model = pruned(LENET, 0.05)
     measured = {}
@@ -179,6 +181,7 @@ def test_relative_indices_take_the_fewest_bits():
         assert width * codes == min(bits * number[bits] for bits in number)
 
 
+@pytest.mark.arithmetic
 def test_on_real_digits_forty_times_smaller_with_the_same_classes(digits):
     test = load("digits").test
     small = encode(share_weights(digits), "entropy", LENET)

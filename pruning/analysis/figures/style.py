@@ -23,8 +23,8 @@ import seaborn
 from matplotlib.figure import Figure
 
 from pruning.files import write_whole
+from pruning.study.benchmarks import BENCHMARKS
 from pruning.study.paths import root
-from pruning.study.runner import BENCHMARKS
 
 INK, SOFT, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
 STYLE = {
