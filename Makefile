@@ -13,9 +13,11 @@ SNAKEMAKE = $(BIN)/snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DE
 .DEFAULT_GOAL := help
 .PHONY: help install study figures savings status tradeoff report bench readme notebooks lab test test-processors clean
 
+.PHONY: lint docs
+
 help: ## this text
-	@echo "make study                 the digits study: trains, then renders every figure (a few minutes)"
-	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (one to two hours on 2 cores)"
+	@echo "make study                 the digits study: trains, then renders every figure"
+	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (times: README, 'Run again')"
 	@echo "make study FRESH=1         train again what is trained already"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-17s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,10 +36,10 @@ install: .venv/installed ## make .venv with the exact versions of requirements.l
 
 study: .venv/installed ## run a study (STUDY=digits) and render its figures; goes on where it was interrupted
 ifdef FRESH
-	@$(BIN)/python -m pruning.study.runner fresh $(STUDY)
+	@$(BIN)/python -m pruning fresh $(STUDY)
 endif
 	@$(SNAKEMAKE)
-	@$(BIN)/python -m pruning.study.runner status $(STUDY)
+	@$(BIN)/python -m pruning status $(STUDY)
 
 figures: .venv/installed ## render a study's figures from its records, training nothing
 	@$(SNAKEMAKE) train=no --until figures --forcerun 2-significant-synapses 3-training-effort \
@@ -45,30 +47,27 @@ figures: .venv/installed ## render a study's figures from its records, training 
 		$(if $(wildcard data/results/$(STUDY)/storage.csv),6-memory-and-energy 7-deploy)
 
 savings: .venv/installed ## bytes and energy of a study's delivered models, which must be there
-	@$(BIN)/python -m pruning.analysis.savings tables $(STUDY)
+	@$(BIN)/python -m pruning savings tables $(STUDY)
 
 status: .venv/installed ## how far a study is
-	@$(BIN)/python -m pruning.study.runner status $(STUDY)
+	@$(BIN)/python -m pruning status $(STUDY)
 
 tradeoff: .venv/installed ## measure accuracy at fixed compression ratios (studies/tradeoff.yaml); goes on where it was interrupted
 ifdef FRESH
-	@$(BIN)/python -m pruning.study.tradeoff fresh
+	@$(BIN)/python -m pruning fresh tradeoff
 endif
-# A job is four words, --benchmark NAME --seed NUMBER; none left is no error.
-	@jobs=$$($(BIN)/python -m pruning.study.tradeoff jobs) || exit 1; [ -z "$$jobs" ] || printf '%s\n' "$$jobs" \
-		| xargs -n 4 -P $(JOBS) $(BIN)/python -m pruning.study.tradeoff run tradeoff --device $(DEVICE)
-	@$(BIN)/python -m pruning.study.tradeoff table
+	@$(BIN)/python -m pruning tradeoff --jobs $(JOBS) --device $(DEVICE)
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/8-tradeoff.ipynb
 
-report: .venv/installed ## put the whole story into one page, build/report.html (runs the notebooks: a few minutes)
-	@$(BIN)/python -m pruning.analysis.report
+report: .venv/installed ## put the whole story into one page, build/report.html (runs the notebooks)
+	@$(BIN)/python -m pruning report
 
-bench: .venv/installed ## measure training speed side by side (about ten minutes, a quiet machine)
+bench: .venv/installed ## measure training speed side by side (on a quiet machine)
 	@$(BIN)/python -m benchmarks.training --device $(DEVICE)
 
 readme: .venv/installed ## put the tables and claims made from the records into README.md
-	@$(BIN)/python -m pruning.study.runner readme report
-	@$(BIN)/python -m pruning.analysis.savings readme report
+	@$(BIN)/python -m pruning readme report
+	@$(BIN)/python -m pruning savings readme report
 
 notebooks: .venv/installed ## execute the notebooks in place, with their own defaults
 	@$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
@@ -88,5 +87,15 @@ ifeq ($(shell uname -m),x86_64)
 endif
 	@PRUNING_KERNEL=off $(BIN)/python -m pytest -m arithmetic
 
-clean: ## remove the environment and scratch files; data and results stay
-	rm -rf .venv .snakemake .pytest_cache .ruff_cache *.egg-info build data/results/*/work
+lint: .venv/installed ## style, types and the contract on imports, changing nothing
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
+
+docs: .venv/installed ## docs/methods.md from METHODS, and the API's pages from the docstrings: build/docs/index.html
+	@$(BIN)/python docs/build.py
+
+clean: ## remove the environment and scratch files; data and results stay, also those that no table has published
+	rm -rf .venv .snakemake .pytest_cache .ruff_cache *.egg-info build
+	find data/results -mindepth 3 -maxdepth 3 -path '*/work/*' ! -name '*.json' -exec rm -rf {} +

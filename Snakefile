@@ -4,19 +4,31 @@
 #   snakemake --config study=report train=no  only what the records that are there give
 import contextlib
 import json
-import os
+import re
 import shlex
 
 from snakemake.exceptions import WorkflowError
 
 from pruning.analysis import figures
-from pruning.study import records, runner as studies
+from pruning.study import records, store, studies
 from pruning.study.locks import locked
 
+# What --config takes.
+KNOWN = {
+    "study": (".+", "a name"), "device": (r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:0"),
+    "train": ("True|False|yes|no", "yes or no"),
+}
+for key, value in config.items():
+    if key not in KNOWN:
+        raise WorkflowError(f"--config {key}={value}: unknown key; known are {', '.join(KNOWN)}")
+    if not re.fullmatch(KNOWN[key][0], str(value)):
+        raise WorkflowError(f"--config {key}={value}: expected {KNOWN[key][1]}")
 try:
     STUDY = studies.load(config.get("study", "digits"))
 except ValueError as error:
     raise WorkflowError(str(error)) from None
+if STUDY.plan:
+    raise WorkflowError(f"the study '{STUDY.name}' measures trade-offs: run 'make tradeoff'")
 RESULTS = records.folder(STUDY.name)
 FIGURES = figures.folder(STUDY.name)
 WORK = RESULTS / "work"
@@ -38,12 +50,14 @@ if all(path.is_file() for path in SAVINGS):
     }
 PICTURES = [FIGURES / f"{name}.{kind}" for names in STORIES.values() for name in names for kind in ("png", "svg", "pdf")]
 
-# A training job is one benchmark and one seed. Only those with a run whose record is missing or not
-# current belong to the graph: file times say nothing about a record, least of all in a fresh clone.
-STALE = sorted({(run.benchmark, run.seed) for run in STUDY.runs if studies.current(run) is None})
+# A training job is one benchmark and one seed. Only those with a run whose record is missing, not current or not yet
+# published belong to the graph: file times say nothing about a record, least of all in a fresh clone.
+CURRENT = store.all_current(STUDY.runs)
+LACKING = {(run.benchmark, run.seed) for run in STUDY.runs if run not in CURRENT}
+STALE = sorted(LACKING | {(run.benchmark, run.seed) for run in STUDY.runs if run.record_path.is_file()})
 if config.get("train") in (False, "no"):
-    STALE = []
-for benchmark, seed in STALE:
+    LACKING, STALE = set(), []
+for benchmark, seed in LACKING:
     (WORK / f"{benchmark}-{seed}.ipynb").unlink(missing_ok=True)
 
 # Papermill writes into the log, which outlives a failure; the output appears when all went well.
@@ -55,7 +69,7 @@ PAPERMILL = (
 
 # They come from the delivered models, which are not committed: where some are missing, the tables stay as they are.
 REMAKE = bool(STALE) and all(
-    (run.benchmark, run.seed) in STALE or run.method == "unpruned" or run.place("models", ".model").is_file()
+    (run.benchmark, run.seed) in LACKING or run.method == "unpruned" or run.place("models", ".model").is_file()
     for run in STUDY.runs
 )
 
@@ -112,17 +126,17 @@ rule runs:
 
 
 rule table:
-    """Collect the records into one table."""
+    """Publish the records and collect them into one table."""
     input: [path for benchmark in STUDY.benchmarks for path in trained(benchmark)]
     output: RESULTS / "runs.csv"
-    shell: "python -m pruning.study.runner table {STUDY.name}"
+    shell: "python -m pruning table {STUDY.name}"
 
 
 rule savings:
     """Bytes and energy of the delivered models, and the compressed ones that are shown."""
     input: [path for benchmark in STUDY.benchmarks if REMAKE for path in trained(benchmark)]
     output: SAVINGS
-    shell: "python -m pruning.analysis.savings tables {STUDY.name}"
+    shell: "python -m pruning savings tables {STUDY.name}"
 
 
 rule benchmark:

@@ -1,7 +1,8 @@
 """How fast training runs, side by side with what people would use instead: `make bench`.
 
 Every variant runs in the same process in turn, round after round; the median over the rounds
-counts. Nothing here is a test: it prints ratios, and writes training.csv and training.md.
+counts, on the CPU in processor time. Nothing here is a test: it prints ratios, and writes
+training.csv and training.md.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import json
 import os
 import platform
 import statistics
@@ -27,13 +29,24 @@ from torch.utils.data import DataLoader, Dataset
 from pruning.accel import convolution
 from pruning.files import load_state, save_state
 from pruning.masks import masked_layers, unmasked
+from pruning.methods import METHODS
+from pruning.notation import input_shape, layers, lenet
 from pruning.study import datasets
-from pruning.study.networks import layers, lenet
-from pruning.study.runner import BENCHMARKS, checked_device, environment
-from pruning.study.training import Recipe, accuracy, batches, prepare, step
+from pruning.study.benchmarks import BENCHMARKS
+from pruning.study.config import Recipe
+from pruning.study.machine import checked_device, environment
+from pruning.study.training import accuracy, batches, prepare, step
 
 HERE = Path(__file__).parent
 DENSITY = 0.5
+DENSITIES = (1.0, 0.5, 0.1, 0.03)
+# Processors of fewer instructions that an x86-64 acts out: for PyTorch, its libraries and the compiled convolutions.
+ACTED = {
+    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+             "PRUNING_KERNEL": "x86-64-v3"},
+    "SSE4": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+             "PRUNING_KERNEL": "x86-64-v2"},
+}
 VARIANTS = ("dataloader_torchprune", "memory_torchprune", "ours_unmasked", "ours_masked")
 
 
@@ -100,15 +113,21 @@ def memory(data: datasets.Dataset, pictures: Pictures, notation: str, batch: int
     return plain_steps(*torch_pruned(notation, device), stream())
 
 
+def pruned(notation: str, recipe: Recipe, density: float, device):
+    """A training as the study prepares it, its weights of the smallest magnitude pruned."""
+    training = prepare(notation, recipe, 0.5, None, 0, device)
+    for layer in masked_layers(training.model).values():
+        scores = layer.weight.detach().abs()
+        layer.prune(scores > scores.flatten().kthvalue(max(round((1 - density) * scores.numel()), 1)).values)
+    return training
+
+
 def ours(
     data: datasets.Dataset, notation: str, batch: int, device, masks: bool, density: float = DENSITY
 ) -> Callable[[], None]:
     """One step of the study's own loop, images moved and mirrored as in the study."""
     recipe = Recipe(batch=batch, flip=data.shape[0] == 3)
-    training = prepare(notation, recipe, 0.5, None, 0, device)
-    for layer in masked_layers(training.model).values():
-        scores = layer.weight.detach().abs()
-        layer.prune(scores > scores.flatten().kthvalue(max(round((1 - density) * scores.numel()), 1)).values)
+    training = pruned(notation, recipe, density, device)
     if not masks:
         unmasked(training.model)
     stream = batches(data, recipe, 0)
@@ -119,18 +138,65 @@ def by_pytorch(make: Callable[[], Callable[[], None]]) -> Callable[[], None]:
     """The step that ``make`` returns, made and done with PyTorch's convolutions in place of the study's own."""
 
     def off(action: Callable):
+        before = os.environ.get("PRUNING_KERNEL", "")
         os.environ["PRUNING_KERNEL"] = "off"
         try:
             return action()
         finally:
-            del os.environ["PRUNING_KERNEL"]
+            os.environ["PRUNING_KERNEL"] = before
 
     one = off(make)
     return lambda: off(one)
 
 
+def passes(notation: str, batch: int, density: float) -> Callable[[], None]:
+    """One forward and backward pass of random images through the pruned network."""
+    model = pruned(notation, Recipe(batch=batch), density, torch.device("cpu")).model
+    images, labels = torch.randn(batch, *input_shape(notation)), torch.randint(10, (batch,))
+
+    def one() -> None:
+        model.zero_grad()
+        F.cross_entropy(convolution.run(model, images), labels).backward()
+
+    return one
+
+
+def convolutions(names: list[str], rounds: int, seconds: float) -> list[tuple]:
+    """Benchmark, density, form, and images a second of the compiled convolutions and of PyTorch's, batch 128."""
+    rows = []
+    for name in names:
+        for density in DENSITIES:
+            make = functools.partial(passes, BENCHMARKS[name][1], 128, density)
+            found = rates({"own": make(), "torch": by_pytorch(make)}, 128, rounds, seconds, torch.device("cpu"))
+            rows.append((name, density, convolution.form(), found["own"], found["torch"]))
+    return rows
+
+
+def acted_out(names: list[str], rounds: int, seconds: float) -> dict[str, list[tuple]]:
+    """``convolutions`` on this processor, and on those that it can act out, each in a process of its own."""
+    forms = {"all it has": {}}
+    if platform.machine() == "x86_64":
+        smaller = {16: ["AVX2", "SSE4"], 8: ["SSE4"]}.get(convolution.lanes(), [])
+        forms |= {form: ACTED[form] for form in smaller}
+    script = (
+        "import json, torch; from benchmarks.training import convolutions\n"
+        "torch.set_num_threads(1); torch.set_flush_denormal(True)\n"
+        f"print(json.dumps(convolutions({names!r}, {rounds}, {seconds})))"
+    )
+    found = {}
+    for form, variables in forms.items():
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=HERE.parent, env={**os.environ, **variables},
+            stdout=subprocess.PIPE, text=True, check=True,
+        )
+        found[form] = json.loads(done.stdout)
+    return found
+
+
 def rates(steps: dict[str, Callable], batch: int, rounds: int, seconds: float, device: torch.device) -> dict[str, float]:
     """Images a second of each variant: medians over rounds in which all take their turn."""
+    # One thread's processor time: what else runs on the machine counts less.
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in steps}
     for one in steps.values():
         for _ in range(3):
@@ -138,13 +204,13 @@ def rates(steps: dict[str, Callable], batch: int, rounds: int, seconds: float, d
     for number in range(rounds):
         order = list(steps) if number % 2 == 0 else list(steps)[::-1]
         for name in order:
-            done, began = 0, time.perf_counter()
-            while time.perf_counter() - began < seconds:
+            done, began = 0, clock()
+            while clock() - began < seconds:
                 steps[name]()
                 done += 1
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            times[name].append(done * batch / (time.perf_counter() - began))
+            times[name].append(done * batch / (clock() - began))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -172,14 +238,17 @@ def fresh(code: str) -> float:
 
 
 def side_by_side(seconds: float) -> float:
-    """Steps of two processes at once over those of one alone; 2 is perfect. Alternating, median of 3."""
+    """Steps of two processes at once over those of one alone, in as much processor time each; 2 is perfect.
+
+    Alternating, median of 3.
+    """
     script = (
         "import sys, time, torch; torch.set_num_threads(1)\n"
         "from benchmarks.training import *\n"
         "data = datasets.load('digits'); one = ours(data, BENCHMARKS['digits-2c'][1], 128, torch.device('cpu'), True)\n"
         "[one() for _ in range(5)]; print('ready', flush=True); sys.stdin.readline()\n"
-        f"n, end = 0, time.perf_counter() + {seconds}\n"
-        "while time.perf_counter() < end: one(); n += 1\n"
+        f"n, end = 0, time.process_time() + {seconds}\n"
+        "while time.process_time() < end: one(); n += 1\n"
         "print(n)"
     )
 
@@ -230,7 +299,12 @@ def main() -> None:
                 "ours_masked": ours(data, notation, batch, device, masks=True),
             }
             found = rates(variants, batch, given.rounds, given.seconds, device)
-            rows += [(notation, batch, 1, variant, round(found[variant])) for variant in VARIANTS]
+            form = convolution.form() if device.type == "cpu" else "torch"
+            rows += [
+                (notation, batch, 1, DENSITY if variant != "ours_unmasked" else 1.0, variant, "all it has",
+                 form if variant.startswith("ours") else "torch", round(found[variant]))
+                for variant in VARIANTS
+            ]
             a, b, c, d = (found[variant] for variant in VARIANTS)
             # A training step is about three forward passes, a multiply-accumulate two operations.
             share = d * 3 * 2 * macs / 1e9 / product
@@ -252,31 +326,35 @@ def main() -> None:
         macs = sum(layer.macs for layer in layers(grown))
         wide.append(f"| {grown} | {found:,.0f} | {100 * found * 6 * macs / 1e9 / product:.0f} % |")
 
-    kernel = []
-    for name in (given.benchmarks[0], given.benchmarks[-1]) if device.type == "cpu" and convolution.available() else ():
-        dataset, notation = BENCHMARKS[name]
-        data = datasets.load(dataset, device)
-        for density in (1.0, 0.5, 0.1, 0.03):
-            make = functools.partial(ours, data, notation, 128, device, True, density)
-            found = rates({"own": make(), "torch": by_pytorch(make)}, 128, 3, given.seconds, device)
-            own, torchs = found["own"], found["torch"]
-            kernel.append(f"| {name} | {100 * density:g} % | {own:,.0f} | {torchs:,.0f} | {own / torchs:.2f} |")
+    kernel, forms = [], {}
+    if device.type == "cpu" and convolution.available():
+        forms = acted_out(given.benchmarks, given.rounds, given.seconds / 5)
+    for instructions, compared in forms.items():
+        for name, density, form, own, torchs in compared:
+            for variant, rate in (("convolutions_compiled", own), ("convolutions_torch", torchs)):
+                who = form if variant == "convolutions_compiled" else "torch"
+                rows.append((BENCHMARKS[name][1], 128, 1, density, variant, instructions, who, round(rate)))
+            kernel.append(
+                f"| {instructions} | {form} | {name} | {100 * density:g} % "
+                f"| {own:,.0f} | {torchs:,.0f} | {own / torchs:.2f} |"
+            )
+            print(kernel[-1], flush=True)
 
     parts = []
     for name in ("digits", "mnist", "cifar10"):
         if datasets.fingerprint(name) is not None:
-            seconds = fresh(f"from pruning import datasets; began = time.perf_counter(); datasets.load('{name}')")
+            seconds = fresh(f"from pruning.study import datasets; began = time.perf_counter(); datasets.load('{name}')")
             parts.append((f"load {name} from its prepared copy", seconds))
     dataset, notation = BENCHMARKS[given.benchmarks[0]]
     data = datasets.load(dataset, device)
-    training = prepare(notation, Recipe(), 0.5, None, 0, device)
+    training = prepare(notation, Recipe(), 0.5, METHODS["unpruned"], 0, device)
     parts.append((f"evaluate the {len(data.test.labels):,} test images of {given.benchmarks[0]}",
                   median_seconds(lambda: accuracy(training.average, data.test))))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
         parts.append(("write a checkpoint", median_seconds(lambda: save_state(path, training.state_dict(), "bench"))))
         parts.append(("read a checkpoint", median_seconds(lambda: load_state(path, "bench", device))))
-    parts.append(("import pruning (and torch)", fresh("import pruning")))
+    parts.append(("import pruning (and torch)", fresh("from pruning import PruneControl")))
     parts.append(("import torch alone", fresh("import torch")))
     both = side_by_side(4 * given.seconds) if device.type == "cpu" else None
 
@@ -284,7 +362,8 @@ def main() -> None:
     text = f"""# Training speed
 
 {machine['device']}, one thread a process, {platform.system()}, Python {machine['python']}, torch {machine['torch']}.
-Images a second, medians of {given.rounds} alternating rounds of {given.seconds} s; made by `make bench`.
+Images a second{" of processor time" if device.type == "cpu" else ""}, medians of {given.rounds} alternating rounds
+of {given.seconds} s; made by `make bench`.
 
 - A: `DataLoader`, `ToTensor`, `Normalize` and `torch.nn.utils.prune`
 - B: tensors in memory and `torch.nn.utils.prune`
@@ -299,8 +378,12 @@ Images a second, medians of {given.rounds} alternating rounds of {given.seconds}
 |---|---|---|
 {chr(10).join(wide)}
 
-| D, batch 128 | density | compiled convolutions | PyTorch's | ratio |
-|---|---|---|---|---|
+Forward and backward pass of the pruned network, batch 128, medians of {given.rounds} alternating rounds of
+{given.seconds / 5:g} s. Instructions other than all that the processor has are acted out: PyTorch, oneDNN and the
+compiler are held to them, and so is MKL, which does the matrix products, on processors where it can be.
+
+| instructions | convolutions | benchmark | density | compiled convolutions | PyTorch's | ratio |
+|---|---|---|---|---|---|---|
 {chr(10).join(kernel)}
 
 | what | seconds |
@@ -314,8 +397,11 @@ Images a second, medians of {given.rounds} alternating rounds of {given.seconds}
     (given.output / "training.md").write_text(text)
     with open(given.output / "training.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("network", "batch", "threads", "variant", "images_per_second"))
-        writer.writerows(rows)
+        writer.writerow((
+            "processor", "network", "batch", "threads", "density", "variant", "instructions", "convolutions",
+            "images_per_second",
+        ))
+        writer.writerows((machine["device"], *row) for row in rows)
 
 
 if __name__ == "__main__":

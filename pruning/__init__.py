@@ -6,11 +6,26 @@
     control = PruneControl(model, requirement=0.99, method=METHODS["gradual"], optimizer=optimizer)
 """
 
-from pruning.control import PruneControl
-from pruning.masks import MaskedConv2d, MaskedLinear, density, masked, masked_layers, unmasked
-from pruning.methods import METHODS, Method
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pruning.control import PruneControl
+    from pruning.masks import MaskedConv2d, MaskedLinear, density, masked, masked_layers, unmasked
+    from pruning.methods import METHODS, Method
 
 __version__ = "0.1.0"
 __all__ = [
-    "METHODS", "MaskedConv2d", "MaskedLinear", "Method", "PruneControl", "density", "masked", "masked_layers", "unmasked",
+    "METHODS", "MaskedConv2d", "MaskedLinear", "Method", "PruneControl",
+    "density", "masked", "masked_layers", "unmasked",
 ]
+_MODULES = {"METHODS": "methods", "Method": "methods", "PruneControl": "control"}
+
+
+def __getattr__(name: str):
+    """Import a name when it is first asked for: ``python -m pruning --help`` loads no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'pruning' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"pruning.{_MODULES.get(name, 'masks')}"), name)

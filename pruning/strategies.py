@@ -10,7 +10,6 @@ works on a copy. A new kind of method is a new class; nothing else asks what kin
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar

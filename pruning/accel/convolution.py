@@ -1,6 +1,10 @@
 """Convolutions that skip what is pruned: a small C kernel, compiled on first use.
 
-    logits = run(model, images)     # what model(images) gives, within rounding, sooner the more is pruned
+    >>> model = nn.Sequential(nn.Conv2d(1, 6, 5), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 24 * 24, 10))
+    >>> images = torch.rand(16, 1, 28, 28)
+    >>> logits = run(model, images)     # what model(images) gives, within rounding, sooner the more is pruned
+    >>> torch.allclose(logits, model(images), atol=1e-4)
+    True
 
 On the CPU PyTorch's convolutions reach a small share of the machine's arithmetic at 6 to 36
 channels, and compute pruned synapses like any other. ``convolution.c`` puts as many images into
@@ -25,6 +29,7 @@ import subprocess
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +45,11 @@ SOURCE = Path(__file__).with_name("convolution.c")
 NATIVE, OFF = "native", "off"
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC")
 
+SIZES = ("blocks", "inputs", "height", "width", "outputs", "kernel", "pool", "rows", "columns")
+
 
 class _Shape(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int) for name in "blocks inputs height width outputs kernel pool rows columns".split()]
+    _fields_ = [(name, ctypes.c_int) for name in SIZES]
 
 
 def run(model: nn.Module, images: Tensor) -> Tensor:
@@ -58,11 +65,10 @@ def run(model: nn.Module, images: Tensor) -> Tensor:
         return model(images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images)
     blocks = _packed(images)
     for layer, pooled in stages:
-        masked = isinstance(layer, MaskedConv2d)
-        weight = layer.effective_weight() if masked else layer.weight
+        weight = layer.effective_weight() if isinstance(layer, MaskedConv2d) else layer.weight
         if blocks.shape[1] != weight.shape[1] or min(blocks.shape[2:4]) < weight.shape[2] + pooled:
             return model(images)  # which says what does not fit
-        mask = layer.mask if masked and not layer.dense_gradient else None
+        mask = layer.mask if isinstance(layer, MaskedConv2d) and not layer.dense_gradient else None
         blocks = _Convolution.apply(blocks, weight, layer.bias, mask, pooled, torch.is_grad_enabled())
     found = blocks.permute(0, 4, 1, 2, 3).reshape(-1, *blocks.shape[1:4])[: len(images)]
     for part in parts[used:]:
@@ -92,7 +98,7 @@ def lanes() -> int:
 
     A ValueError says that ``PRUNING_KERNEL`` names what the compiler or this processor does not know.
     """
-    library = _library(_target())
+    library = _library()
     return library.lanes() if library else 0
 
 
@@ -105,7 +111,7 @@ def form() -> str:
 def windows(
     padded: Tensor, picked: Tensor, down: Tensor, right: Tensor, mirrored: Tensor | None, height: int, width: int
 ) -> Tensor:
-    """The windows [B, C, height, width] at ``down`` and ``right`` of images ``picked`` [B], mirrored where asked.
+    """Cut windows [B, C, height, width] at ``down`` and ``right`` out of images ``picked`` [B], mirrored where asked.
 
     ``padded`` [N, C, H, W] holds the images with their margins. Copies only: the same bits on every path.
     """
@@ -114,7 +120,8 @@ def windows(
         found = torch.empty(shape)
         where = [index.contiguous() for index in (picked, down, right)]
         flags = mirrored.contiguous() if mirrored is not None else None
-        _library(_target()).windows(_at(padded), *padded.shape[1:], *map(_at, where), _at(flags), len(picked), height, width, _at(found))
+        places = (*map(_at, where), _at(flags))
+        _library().windows(_at(padded), *padded.shape[1:], *places, len(picked), height, width, _at(found))
         return found
     views = padded.unfold(2, height, 1).unfold(3, width, 1)
     found = views[picked, :, down, right]
@@ -124,7 +131,7 @@ def windows(
 
 
 def _stages(parts: list[nn.Module]) -> tuple[list[tuple[nn.Conv2d, bool]], int]:
-    """The leading convolutions that the kernel can do, each with whether it is pooled, and how many modules they are."""
+    """Find the leading convolutions that the kernel can do, each with whether it is pooled, and count their modules."""
     found, used = [], 0
     while used < len(parts) and _plain(layer := parts[used]):
         kinds = [type(part) for part in parts[used + 1 : used + 3]]
@@ -134,16 +141,17 @@ def _stages(parts: list[nn.Module]) -> tuple[list[tuple[nn.Conv2d, bool]], int]:
             length, pooled = 3, True
         else:
             break
-        if any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in parts[used : used + length]):
+        together = parts[used : used + length]
+        if any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in together):
             break
         found.append((layer, pooled))
         used += length
     return found, used
 
 
-def _plain(layer: nn.Module) -> bool:
+def _plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     return (
-        type(layer) in (nn.Conv2d, MaskedConv2d)
+        isinstance(layer, nn.Conv2d) and type(layer) in (nn.Conv2d, MaskedConv2d)
         and layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu"
         and layer.in_channels * layer.out_channels <= CONNECTIONS
         and layer.kernel_size[0] == layer.kernel_size[1] and layer.bias is not None
@@ -170,7 +178,7 @@ class _Convolution(torch.autograd.Function):
         weight = weight.contiguous()
         found = torch.empty(count, outputs, rows, columns, together)
         passed = torch.empty(found.shape, dtype=torch.int32) if wanted else None
-        library = _library(_target())
+        library = _library()
         _call(library.convolution_forward, shape, blocks, weight, bias, found, passed)
         if wanted:
             ctx.save_for_backward(blocks, weight, passed, mask)
@@ -193,7 +201,7 @@ class _Convolution(torch.autograd.Function):
 def _packed(images: Tensor) -> Tensor:
     images, together = images.contiguous(), lanes()
     blocks = torch.empty(-(-len(images) // together), *images.shape[1:], together)
-    _library(_target()).pack(_at(images), len(images), images[0].numel(), _at(blocks))
+    _library().pack(_at(images), len(images), images[0].numel(), _at(blocks))
     return blocks
 
 
@@ -210,9 +218,13 @@ def _target() -> str:
     return os.environ.get("PRUNING_KERNEL") or NATIVE
 
 
+def _library() -> ctypes.CDLL | None:
+    return _loaded(_target())
+
+
 @functools.cache
-def _library(target: str) -> ctypes.CDLL | None:
-    """The kernel compiled for ``target``; None if that is "off" or, with a warning, if there is no way to compile it."""
+def _loaded(target: str) -> Any:
+    """Return the kernel compiled for ``target``; None for "off" or, with a warning, if it cannot be compiled."""
     if target == OFF:
         return None
     compiler = shutil.which(os.environ.get("CC") or "cc")
@@ -231,7 +243,9 @@ def _library(target: str) -> ctypes.CDLL | None:
         warnings.warn(f"convolution.c could not be compiled, PyTorch does the convolutions: {told}", stacklevel=2)
         return None
     if not library.lanes():
-        raise ValueError(f"PRUNING_KERNEL={target}: this processor does not have its instructions; unset it, or set {OFF}")
+        raise ValueError(
+            f"PRUNING_KERNEL={target}: this processor does not have its instructions; unset it, or set it to {OFF}"
+        )
     number, pointer = ctypes.c_int64, ctypes.c_void_p
     library.pack.argtypes = [pointer, number, number, pointer]
     library.pack.restype = None
@@ -241,8 +255,8 @@ def _library(target: str) -> ctypes.CDLL | None:
 
 
 def _compiled(compiler: str, target: str) -> ctypes.CDLL:
-    """The library for this source, compiler, target and processor; compiled, and kept, if it is not there."""
-    asked = {"capture_output": True, "text": True, "check": True, "timeout": 120}
+    """Load the library for this source, compiler, target and processor; compile it, and keep it, if it is not there."""
+    asked: dict[str, Any] = {"capture_output": True, "text": True, "check": True, "timeout": 120}
     version = subprocess.run([compiler, "--version"], **asked).stdout
     made_from = "\n".join((SOURCE.read_text(), version, " ".join(FLAGS), target, platform.machine(), _instructions()))
     name = f"convolution-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.so"
@@ -264,7 +278,7 @@ def _compiled(compiler: str, target: str) -> ctypes.CDLL:
 
 
 def _instructions() -> str:
-    """What this processor can do: nodes of a cluster share the folder, not the processor."""
+    """Read what this processor can do: nodes of a cluster share the folder, not the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,9 +1,9 @@
 """The report's claims, one by one: what it says, what the records say, a test, a verdict.
 
-    for claim in claims(frame(found)):
+    for claim in claims(frame(records)):
         print(claim.says, claim.measured, claim.test, claim.verdict)
 
-A claim is taken apart into parts, each with one value a seed. The last part takes the others
+A claim is taken apart into parts, each with one value per seed. The last part takes the others
 together, so that a claim has one test: runs of one seed share their images and first weights and
 are paired, and the exact paired permutation test (Fisher 1935) flips the signs of the seeds'
 differences in all 2^n ways. Five seeds have 32 ways: no one-sided p is smaller than 1/32, and p is
@@ -25,6 +25,9 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 
+from pruning.analysis.statistics import probability, sign_flip
+from pruning.analysis.wording import described, markdown_table, percent
+
 METHOD = "iterative"  # the report's own method
 BENCHMARKS = ("mnist-2c", "mnist-3c", "cifar10-2c", "cifar10-3c")
 
@@ -42,7 +45,7 @@ HOLDS, PARTLY, FAILS, UNKNOWN = "holds", "holds in part", "does not hold", "not 
 
 @dataclass(frozen=True)
 class Part:
-    """One comparison: ``values`` hold one number a seed, ``holds`` whether the claim is true of it."""
+    """One comparison: ``values`` hold one number per seed, ``holds`` whether the claim is true of it."""
 
     name: str
     values: tuple[float, ...]
@@ -51,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the report and what became of it.
+    """A claim of the report and its verdict.
 
     ``kind`` is the values' unit: ``percent`` and ``points`` are fractions, ``factor`` a ratio whose
     mean is geometric. ``references`` names values to compare with. ``p`` is the one-sided p of the
@@ -82,8 +85,8 @@ class Claim:
         """The last part in words: mean over the seeds (smallest to largest), and how many parts hold."""
         if not self.parts:
             return f"no records of {', '.join(self.missing)}" if self.missing else "no records"
-        last, holding = self.parts[-1], sum(part.holds for part in self.parts)
-        text = f"{self.quantity}: {described(last.values, self.kind)}"
+        holding = sum(part.holds for part in self.parts)
+        text = f"{self.quantity}: {described(self.parts[-1].values, self.kind)}"
         if len(self.parts) > 1:
             text += f"; {holding} of {len(self.parts)} parts hold"
         return text + (f"; not measured: {', '.join(self.missing)}" if self.missing else "")
@@ -96,236 +99,172 @@ class Claim:
         return f"{self.against}: p = {probability(self.p, len(self.parts[-1].values))}"
 
 
-def sign_flip(differences: Iterable[float]) -> Fraction:
-    """One-sided p of the exact paired permutation test that the mean difference is above zero.
-
-    ``differences`` are those of n pairs, here one a seed: the share of all 2^n sign flips whose
-    mean is at least the one found. Its smallest value is 1 / 2^n. Raises ``ValueError`` where there
-    is no pair, a value that is no number, or more than 20 pairs.
-    """
-    values = np.asarray(list(differences), dtype=float)
-    if not 0 < len(values) <= 20 or not np.isfinite(values).all():
-        raise ValueError(f"the test takes 1 to 20 finite differences, got {values.tolist()}")
-    sums = np.array(list(itertools.product((1, -1), repeat=len(values)))) @ values
-    # Flips that give the same mean but for rounding count as equal.
-    return Fraction(int((sums >= values.sum() - 1e-12 * np.abs(values).sum()).sum()), 2 ** len(values))
-
-
-def probability(p: Fraction, seeds: int) -> str:
-    """p as a count of sign flips: ``2/32``, not ``1/16``."""
-    return f"{p * 2**seeds}/{2**seeds}"
-
-
-def average(values: Iterable[float], kind: str) -> float:
-    """Mean over seeds: geometric for factors."""
-    found = np.asarray(list(values), dtype=float)
-    return float(np.exp(np.log(found).mean()) if kind == "factor" else found.mean())
-
-
-def formatted(value: float, kind: str) -> str:
-    """A value with its unit: 6.9 %, 2.7×, +0.12 points."""
-    if kind == "factor":
-        return f"{value:.2f}×"
-    return f"{100 * value:.1f} %" if kind == "percent" else f"{100 * value:+.2f} points"
-
-
-def percent(fraction: float) -> str:
-    """A fraction as the report gives it: 38 %."""
-    return f"{100 * fraction:g} %"
-
-
-def described(values: Iterable[float], kind: str) -> str:
-    """Mean over seeds (smallest to largest)."""
-    found = list(values)
-    least, most = formatted(min(found), kind), formatted(max(found), kind)
-    return f"{formatted(average(found, kind), kind)} ({least} to {most})"
-
-
 def claims(table: pd.DataFrame) -> tuple[Claim, ...]:
-    """All claims of the report, judged by a table as ``results.frame`` makes it.
+    """Judge all claims of the report by a table as ``tables.frame`` makes it.
 
     Only what is there is judged: a part needs all of its records, the whole of a claim the seeds
     that all of its parts have.
     """
-    left = _pivot(table.assign(density=table["density"].where(table["reached"], 1.0)), "density")
-    return (
-        _reductions(left), _significant(left), _requirement(left), _size(left, table), _most(left), _effort(table),
-        _accuracy(table),
-    )
+    density = _pivot(table.assign(density=table["density"].where(table["reached"], 1.0)), "density")
+    of_density = (_reductions(density), _significant(density), _requirement(density), _size(density, table))
+    return (*of_density, _most(density), _effort(table), _accuracy(table))
 
 
-def measured_on(named: Mapping[str, str]) -> str:
-    """Which data stands behind which benchmarks: "mnist-2c, mnist-3c: MNIST; cifar10-2c: CIFAR-10 (JPEG copy)"."""
-    order = [name for name in BENCHMARKS if name in named] + sorted(set(named) - set(BENCHMARKS))
-    data = dict.fromkeys(named[name] for name in order)
-    return "; ".join(f"{', '.join(name for name in order if named[name] == title)}: {title}" for title in data)
+def measured_on(titles: Mapping[str, str]) -> str:
+    """Say which data stands behind which benchmarks: "mnist-2c, mnist-3c: MNIST; cifar10-2c: CIFAR-10 (JPEG copy)"."""
+    order = [name for name in BENCHMARKS if name in titles] + sorted(set(titles) - set(BENCHMARKS))
+    data = dict.fromkeys(titles[name] for name in order)
+    return "; ".join(f"{', '.join(name for name in order if titles[name] == title)}: {title}" for title in data)
 
 
-def markdown(table: pd.DataFrame, named: Mapping[str, str]) -> str:
-    """The README's table of claims; ``named`` as ``results.titles`` gives it."""
-    lines = ["| | the report says | measured here | test over paired seeds | verdict |", "|---|---|---|---|---|"]
-    for number, claim in enumerate(claims(table), start=1):
-        lines.append(f"| {number} | {claim.says} | {claim.measured} | {claim.test} | **{claim.verdict}** |")
-    return "\n".join([*lines, "", f"Measured on {measured_on(named)}." if named else "Nothing measured."])
+def markdown(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
+    """Write the README's table of claims; ``titles`` as ``tables.titles`` gives it."""
+    heads = ("", "the report says", "measured here", "test over paired seeds", "verdict")
+    judged = enumerate(claims(table), start=1)
+    rows = [(f"{number}", one.says, one.measured, one.test, f"**{one.verdict}**") for number, one in judged]
+    measured = f"Measured on {measured_on(titles)}." if titles else "Nothing measured."
+    return f"{markdown_table(heads, rows)}\n\n{measured}"
 
 
-def _reductions(left: pd.DataFrame) -> Claim:
+def _reductions(density: pd.DataFrame) -> Claim:
+    reductions = 1 - density
+    means, parts, p = reductions.mean(), [], None
     least, most, mean = REPORTED_REDUCTIONS
-    claim = {
-        "name": "reductions",
-        "says": (
-            f"Pruning removes {percent(least)} to {percent(most)} of the synapses, {percent(mean)} on average"
-        ),
-        "quantity": "synapses removed, on average over benchmarks and requirements", "kind": "percent",
-        "rule": (
-            f"smallest at least {percent(least)}, largest at most {percent(most)}, average {percent(mean)}; "
-            f"each within {100 * ABOUT:.0f} points"
-        ),
-        "against": f"more than {percent(mean)} on average",
-        "references": (
-            (f"the report's smallest, {percent(least)}", least), (f"average, {percent(mean)}", mean),
-            (f"and largest, {percent(most)}", most),
-        ),
-    }
-    reductions = 1 - left
-    if reductions.empty:
-        return Claim(**claim, missing=_missing(left))
-    means = reductions.mean()
-    together = reductions.dropna().mean(axis=1)
-    low, high = means.idxmin(), means.idxmax()
-    parts = [
-        Part(f"smallest: {_setting(low)}", _values(reductions[low]), bool(means[low] >= least - ABOUT)),
-        Part(f"largest: {_setting(high)}", _values(reductions[high]), bool(means[high] <= most + ABOUT)),
-    ]
-    if together.empty:
-        return Claim(**claim, parts=tuple(parts), missing=_missing(left))
-    parts.append(Part("average of all", _values(together), _near(together, mean)))
-    return Claim(**claim, parts=tuple(parts), p=sign_flip(together - mean), missing=_missing(left))
-
-
-def _significant(left: pd.DataFrame) -> Claim:
-    ((benchmark, requirement), value), = REPORTED.items()
-    place = (benchmark, requirement)
-    below = place not in left or left[place].mean() <= value
-    claim = {
-        "name": "significant",
-        "says": f"{benchmark} at {percent(requirement)} has about {percent(value)} significant synapses",
-        "quantity": "significant synapses", "kind": "percent",
-        "rule": f"the range of the seeds comes within {100 * ABOUT:.0f} points of {percent(value)}",
-        "against": f"{'fewer' if below else 'more'} than {percent(value)}",
-        "references": ((f"the report's {percent(value)}", value),),
-    }
-    if place not in left:
-        return Claim(**claim, missing=(_setting(place),))
-    found = left[place].dropna()
-    part = Part(_setting(place), _values(found), _near(found, value))
-    return Claim(**claim, parts=(part,), p=sign_flip(value - found if below else found - value))
-
-
-def _requirement(left: pd.DataFrame) -> Claim:
-    logs = {}
-    for benchmark in _names(left):
-        steps = sorted(left[benchmark].columns)
-        for low, high in itertools.pairwise(steps):
-            ratio = left[benchmark, high] / left[benchmark, low]
-            logs[f"{benchmark}, {percent(high)} over {percent(low)}"] = np.log(ratio)
-    return _directed(
-        logs, missing=_missing(left), name="requirement", says="The lower the required accuracy, the more is pruned",
-        quantity="synapses left at a requirement over those at the next lower one", against="more than 1×",
+    smallest, largest, usual = map(percent, REPORTED_REDUCTIONS)
+    if len(means):
+        low, high = means.idxmin(), means.idxmax()
+        parts = [
+            Part(f"smallest: {_setting(low)}", _values(reductions[low]), bool(means[low] >= least - ABOUT)),
+            Part(f"largest: {_setting(high)}", _values(reductions[high]), bool(means[high] <= most + ABOUT)),
+        ]
+    if len(together := reductions.dropna().mean(axis=1)):
+        parts.append(Part("average of all", _values(together), _near(together, mean)))
+        p = sign_flip(together - mean)
+    rule = f"smallest at least {smallest}, largest at most {largest}, average {usual}"
+    names = (f"the report's smallest, {smallest}", f"average, {usual}", f"and largest, {largest}")
+    return Claim(
+        name="reductions",
+        says=f"Pruning removes {smallest} to {largest} of the synapses, {usual} on average",
+        quantity="synapses removed, on average over benchmarks and requirements",
+        kind="percent",
+        rule=f"{rule}; each within {100 * ABOUT:.0f} points",
+        against=f"more than {usual} on average",
+        references=tuple(zip(names, (least, mean, most))),
+        parts=tuple(parts),
+        p=p,
+        missing=_missing(density),
     )
 
 
-def _size(left: pd.DataFrame, table: pd.DataFrame) -> Claim:
-    sizes = table.groupby("benchmark")[["dataset", "synapses"]].first().reindex(_names(left))
-    logs = {}
+def _significant(density: pd.DataFrame) -> Claim:
+    ((place, value),) = REPORTED.items()
+    values = density[place].dropna() if place in density else pd.Series(dtype=float)
+    below = not len(values) or values.mean() <= value
+    return Claim(
+        name="significant",
+        says=f"{_setting(place)} has about {percent(value)} significant synapses",
+        quantity="significant synapses",
+        kind="percent",
+        rule=f"the range of the seeds comes within {100 * ABOUT:.0f} points of {percent(value)}",
+        against=f"{'fewer' if below else 'more'} than {percent(value)}",
+        references=((f"the report's {percent(value)}", value),),
+        parts=(Part(_setting(place), _values(values), _near(values, value)),) if len(values) else (),
+        p=sign_flip(value - values if below else values - value) if len(values) else None,
+        missing=() if len(values) else (_setting(place),),
+    )
+
+
+def _requirement(density: pd.DataFrame) -> Claim:
+    ratios = {}
+    for benchmark in _names(density):
+        for low, high in itertools.pairwise(sorted(density[benchmark].columns)):
+            ratio = density[benchmark, high] / density[benchmark, low]
+            ratios[f"{benchmark}, {percent(high)} over {percent(low)}"] = np.log(ratio)
+    quantity = "synapses left at a requirement over those at the next lower one"
+    return _directed("requirement", "The lower the required accuracy, the more is pruned", quantity, density, ratios)
+
+
+def _size(density: pd.DataFrame, table: pd.DataFrame) -> Claim:
+    sizes = table.groupby("benchmark")[["dataset", "synapses"]].first().reindex(_names(density))
+    ratios = {}
     for _, part in sizes.groupby("dataset", sort=False):
         for small, big in itertools.pairwise(part.sort_values("synapses").index):
-            for requirement in sorted(set(left[small].columns) & set(left[big].columns)):
-                ratio = left[small, requirement] / left[big, requirement]
-                logs[f"{small} against {big}, {percent(requirement)}"] = np.log(ratio)
-    return _directed(
-        logs, missing=_missing(left), name="size", says="At equal accuracy, more of the bigger network is pruned",
-        quantity="fraction left of the smaller network over that of the bigger", against="more than 1×",
-    )
+            for requirement in sorted(set(density[small].columns) & set(density[big].columns)):
+                ratio = density[small, requirement] / density[big, requirement]
+                ratios[f"{small} against {big}, {percent(requirement)}"] = np.log(ratio)
+    quantity = "fraction left of the smaller network over that of the bigger"
+    return _directed("size", "At equal accuracy, more of the bigger network is pruned", quantity, density, ratios)
 
 
-def _most(left: pd.DataFrame) -> Claim:
-    most = "cifar10-2c"
-    means = {name: np.log(left[name]).mean(axis=1, skipna=False) for name in _names(left)}
+def _most(density: pd.DataFrame) -> Claim:
+    most, means = "cifar10-2c", _means(np.log(density))
     others = {name: value for name, value in means.items() if name != most and name in BENCHMARKS}
-    logs, together = {}, None
+    ratios, together = {}, None
     if most in means and others:
-        logs = {f"{most} against {name}": means[most] - value for name, value in others.items()}
+        ratios = {f"{most} against {name}": means[most] - value for name, value in others.items()}
         together = means[most] - pd.concat(others, axis=1).max(axis=1, skipna=False)
-    return _directed(
-        logs, together, missing=_missing(left), name="most",
-        says="CIFAR-10 on two convolutions keeps the largest fraction of its synapses",
-        quantity=f"fraction left of {most} over the largest of the others (geometric means over requirements)",
-        against="more than 1×", whole="against the largest of the others",
-    )
+    says = "CIFAR-10 on two convolutions keeps the largest fraction of its synapses"
+    quantity = f"fraction left of {most} over the largest of the others (geometric means over requirements)"
+    return _directed("most", says, quantity, density, ratios, together, whole="against the largest of the others")
 
 
 def _effort(table: pd.DataFrame) -> Claim:
     # A run that never met its requirement was never pruned: it is the same training as without pruning.
     effort = _pivot(table.assign(effort=table["effort"].where(table["reached"], 1.0)), "effort")
-    logs = {name: np.log(effort[name]).mean(axis=1, skipna=False) for name in _names(effort)}
-    return _directed(
-        logs, missing=_missing(effort), name="effort", says="Pruning raises the training effort",
-        quantity="iterations with pruning over those without", against="more than 1×",
-    )
+    quantity = "iterations with pruning over those without"
+    return _directed("effort", "Pruning raises the training effort", quantity, effort, _means(np.log(effort)))
 
 
 def _accuracy(table: pd.DataFrame) -> Claim:
-    pruned, dense = _pivot(table, "test_accuracy"), _pivot(table, "test_accuracy", "unpruned")
-    change = (pruned - dense).dropna(axis=1, how="all")
-    changes = {name: change[name].mean(axis=1, skipna=False) for name in _names(change)}
+    change = (_pivot(table, "test_accuracy") - _pivot(table, "test_accuracy", "unpruned")).dropna(axis=1, how="all")
     margin = f"{100 * LOSS:g} points"
-    return _directed(
-        changes, missing=_missing(change), name="accuracy", says="Pruning costs no accuracy",
-        quantity="test accuracy of the pruned network less that of the unpruned one", against=f"a loss below {margin}",
-        kind="points", bound=-LOSS,
-        rule=f"a mean loss below {margin} on every benchmark, and p at most {LEVEL} over all",
-        references=(("no change", 0.0), (f"a loss of {margin}", -LOSS)),
-    )
+    quantity = "test accuracy of the pruned network less that of the unpruned one"
+    rule = f"a mean loss below {margin} on every benchmark, and p at most {LEVEL} over all"
+    about = {"against": f"a loss below {margin}", "kind": "points", "bound": -LOSS, "rule": rule}
+    references = (("no change", 0.0), (f"a loss of {margin}", -LOSS))
+    says = "Pruning costs no accuracy"
+    return _directed("accuracy", says, quantity, change, _means(change), references=references, **about)
 
 
 def _directed(
-    effects: Mapping[str, pd.Series], together: pd.Series | None = None, *, kind: str = "factor", bound: float = 0.0,
-    whole: str = "all together", rule: str = f"above 1× in every comparison, and p at most {LEVEL} over all",
-    references: tuple[tuple[str, float], ...] = (("no difference", 1.0),), **claim,
-) -> Claim:
-    """A claim that every one of ``effects`` (one value a seed; logarithms of factors) lies above ``bound``."""
-    effects = {name: found for name, effect in effects.items() if len(found := effect.dropna())}
-    claim |= {"kind": kind, "rule": rule, "references": references}
-    if not effects:
-        return Claim(**claim)
+    name: str, says: str, quantity: str, pivot: pd.DataFrame, effects: Mapping[str, pd.Series],
+    together: pd.Series | None = None, *, kind: str = "factor", bound: float = 0.0, whole: str = "all together",
+    against: str = "more than 1×", rule: str = f"above 1× in every comparison, and p at most {LEVEL} over all",
+    references: tuple[tuple[str, float], ...] = (("no difference", 1.0),),
+) -> Claim:  # fmt: skip
+    """Judge the claim that all ``effects`` (one value per seed; logarithms of factors) lie above ``bound``."""
+    effects = {name: present for name, effect in effects.items() if len(present := effect.dropna())}
     shown = np.exp if kind == "factor" else np.asarray
     parts = [Part(name, _values(shown(effect)), bool(effect.mean() > bound)) for name, effect in effects.items()]
-    together = pd.concat(effects, axis=1).mean(axis=1, skipna=False) if together is None else together
-    together = together.dropna()
-    if together.empty:
-        return Claim(**claim, parts=tuple(parts))
-    p = sign_flip(together - bound)
-    parts.append(Part(whole, _values(shown(together)), bool(p <= LEVEL)))
-    return Claim(**claim, parts=tuple(parts), p=p)
+    p = None
+    if effects:
+        together = pd.concat(effects, axis=1).mean(axis=1, skipna=False) if together is None else together
+        if len(together := together.dropna()):
+            p = sign_flip(together - bound)
+            parts.append(Part(whole, _values(shown(together)), bool(p <= LEVEL)))
+    return Claim(name, says, quantity, kind, rule, against, references, tuple(parts), p, _missing(pivot))
 
 
 def _pivot(table: pd.DataFrame, value: str, method: str = METHOD) -> pd.DataFrame:
-    """``value`` of one method: a row a seed, columns (benchmark, requirement), the report's benchmarks first."""
-    found = table[table["method"] == method].pivot(index="seed", columns=["benchmark", "requirement"], values=value)
+    """Return one method's ``value``: a row per seed, a column per benchmark and requirement, the report's first."""
+    wide = table[table["method"] == method].pivot(index="seed", columns=["benchmark", "requirement"], values=value)
     known = {name: number for number, name in enumerate(BENCHMARKS)}
-    order = sorted(found.columns, key=lambda key: (known.get(key[0], math.inf), *key))
-    return found[order].astype(float)
+    return wide[sorted(wide.columns, key=lambda key: (known.get(key[0], math.inf), *key))].astype(float)
 
 
 def _names(pivot: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(pivot.columns.get_level_values(0)))
 
 
+def _means(pivot: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return each benchmark's mean over its requirements, of the seeds that have all of them."""
+    return {name: pivot[name].mean(axis=1, skipna=False) for name in _names(pivot)}
+
+
 def _missing(pivot: pd.DataFrame) -> tuple[str, ...]:
-    """Benchmarks of the report without records, where the study has any of them."""
-    found = set(_names(pivot))
-    return tuple(name for name in BENCHMARKS if name not in found) if found & set(BENCHMARKS) else ()
+    """Name the benchmarks of the report without records, where the study has any of them."""
+    present = set(_names(pivot))
+    return tuple(name for name in BENCHMARKS if name not in present) if present & set(BENCHMARKS) else ()
 
 
 def _near(values: pd.Series, value: float) -> bool:
@@ -336,5 +275,5 @@ def _setting(place: tuple[str, float]) -> str:
     return f"{place[0]} at {percent(place[1])}"
 
 
-def _values(found: Iterable[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in found if not math.isnan(value))
+def _values(numbers: Iterable[float]) -> tuple[float, ...]:
+    return tuple(float(number) for number in numbers if not math.isnan(number))

@@ -1,26 +1,27 @@
 """What one classification costs in DRAM accesses and energy, at 45 nm.
 
-    loads = loads_of(model, input_shape(notation))               # a masked network, or any other
+    loads = loads_of(model, (1, 28, 28))               # a masked network, or any other
     dense = classify(loads, "dense")
     small = classify(loads, "compressed", on_chip=8 * 1024)
     dense.pj / small.pj, dense.dram_words, small.arithmetic_pj
 
 The machine: one multiply-accumulate unit with its accumulator in a register, an on-chip SRAM, and
 DRAM behind it. Every multiply-accumulate reads one weight and one activation from the SRAM. What
-does not fit into the SRAM comes from DRAM, once a classification. Outputs are pooled in passing
+does not fit into the SRAM comes from DRAM, once per classification. Outputs are pooled in passing
 and written to the SRAM once; that, ReLU and filling the SRAM from DRAM are not counted.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from pruning.deploy.storage import relative_codes
+from pruning.deploy.encodings import relative_codes
 from pruning.masks import masked_layers
 
 # pJ at 45 nm. Han et al. 2015, "Learning both Weights and Connections", figure 1, after Horowitz.
@@ -37,13 +38,13 @@ CACHE_PJ = ((8 * 1024, 10.0), (32 * 1024, 20.0), (1024 * 1024, 100.0))
 
 
 def sram_pj(size: int) -> float:
-    """pJ for 32 bits from an SRAM of ``size`` bytes, by Horowitz's table.
+    """Give pJ for 32 bits from an SRAM of ``size`` bytes, by Horowitz's table.
 
     Between its sizes, energy is taken as a power of the size; outside, as that of the nearest.
     """
     if size <= CACHE_PJ[0][0]:
         return CACHE_PJ[0][1] / 2
-    for (small, low), (large, high) in zip(CACHE_PJ, CACHE_PJ[1:]):
+    for (small, low), (large, high) in itertools.pairwise(CACHE_PJ):
         if size <= large:
             exponent = math.log(high / low) / math.log(large / small)
             return low * (size / small) ** exponent / 2
@@ -54,7 +55,7 @@ def sram_pj(size: int) -> float:
 class Load:
     """What one layer asks of the machine for one classification.
 
-    ``positions`` outputs share each weight (height x width, 1 if linear); ``inputs`` and
+    ``output_positions`` outputs share each weight (height x width, 1 if linear); ``inputs`` and
     ``outputs`` are activations, the latter as the next layer takes them. ``codes`` relative
     indices of ``index_bits`` address the ``significant`` of all ``synapses``, fillers included.
     """
@@ -63,7 +64,7 @@ class Load:
     synapses: int
     significant: float
     biases: int
-    positions: int
+    output_positions: int
     inputs: int
     outputs: int
     codes: float
@@ -76,10 +77,10 @@ class Load:
 
     def macs(self, form: str) -> float:
         """Multiply-accumulates."""
-        return (self.synapses if form == "dense" else self.significant) * self.positions
+        return (self.synapses if form == "dense" else self.significant) * self.output_positions
 
     def synapse_bits(self, form: str, weight_bits: int) -> float:
-        """Bits of weights and indices: 32 a weight, ``weight_bits`` where compressed."""
+        """Bits of weights and indices: 32 per weight, ``weight_bits`` where compressed."""
         if form == "dense":
             return 32 * self.synapses
         return self.significant * (weight_bits if form == "compressed" else 32) + self.codes * self.index_bits
@@ -119,7 +120,7 @@ def layer_energies(
     arithmetic: str = "float32",
     weight_bits: int = 5,
 ) -> list[Energy]:
-    """Each layer's energy for one classification.
+    """List each layer's energy for one classification.
 
     ``form``: ``dense`` has every weight in 32 bits, ``pruned`` the significant ones with relative
     indices, ``compressed`` has shared weights of ``weight_bits`` too (Han et al. 2016 use 5 for
@@ -138,7 +139,7 @@ def layer_energies(
     multiply, add = ARITHMETIC_PJ[arithmetic]
     chip_bits = 8 * on_chip
     busy = max(min(load.activation_bits(), chip_bits) for load in loads)
-    # Biases, and shared weights as pruning.deploy.storage has them: float16, one codebook a layer.
+    # Biases, and shared weights as pruning.deploy.storage has them: float16, one codebook per layer.
     beside = [32 * load.biases + (16 * 2**weight_bits if form == "compressed" else 0) for load in loads]
     stored = [load.synapse_bits(form, weight_bits) + bits for load, bits in zip(loads, beside)]
     resident = min(1.0, (chip_bits - busy) / max(1, sum(stored)))
@@ -147,11 +148,11 @@ def layer_energies(
         macs = load.macs(form)
         spilled = max(0, load.activation_bits() - chip_bits)
         dram_words = (bits * (1 - resident) + spilled) / 32
-        read = (load.synapse_bits(form, weight_bits) * load.positions + once) / 32
+        read = (load.synapse_bits(form, weight_bits) * load.output_positions + once) / 32
         sram_words = read + macs + load.outputs
         pj = macs * (multiply + add + REGISTER_PJ)
         if form != "dense":  # a position is the sum of the indices so far
-            pj += load.codes * load.positions * ARITHMETIC_PJ["int32"][1]
+            pj += load.codes * load.output_positions * ARITHMETIC_PJ["int32"][1]
         if form == "compressed":  # the shared weights lie in registers by then
             pj += macs * REGISTER_PJ
         energies.append(
@@ -161,14 +162,14 @@ def layer_energies(
 
 
 def classify(loads: Sequence[Load], form: str, **machine) -> Energy:
-    """The energy of one classification; ``machine`` as in ``layer_energies``."""
+    """Sum up the energy of one classification; ``machine`` as in ``layer_energies``."""
     layers = layer_energies(loads, form, **machine)
     counted = [name for name in Energy.__dataclass_fields__ if name not in ("name", "form")]
     return Energy("all", form, **{name: sum(getattr(layer, name) for layer in layers) for name in counted})
 
 
 def loads_of(model: nn.Module, shape: tuple[int, int, int]) -> list[Load]:
-    """The loads of all Linear and Conv2d layers of ``model`` for one image of ``shape`` (C, H, W).
+    """Trace the loads of all Linear and Conv2d layers of ``model`` for one image of ``shape`` (C, H, W).
 
     The layers are taken as a chain, in the order in which they run. Masks count where layers
     have them; a layer without is dense. At padded borders every position counts as a whole one.
@@ -178,7 +179,7 @@ def loads_of(model: nn.Module, shape: tuple[int, int, int]) -> list[Load]:
     loads: list[Load] = []
 
     def observe(name: str):
-        def hook(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        def hook(layer: nn.Linear | nn.Conv2d, inputs: tuple, output: torch.Tensor) -> None:
             size, channels = layer.weight.numel(), len(layer.weight)
             if name in masks:
                 significant = int(masks[name].sum())
@@ -186,10 +187,9 @@ def loads_of(model: nn.Module, shape: tuple[int, int, int]) -> list[Load]:
             else:
                 significant, width, codes = size, 1, size
             biases = 0 if layer.bias is None else channels
-            positions = output[0].numel() // channels
-            loads.append(
-                Load(name, size, significant, biases, positions, inputs[0][0].numel(), output[0].numel(), codes, width)
-            )
+            output_positions = output[0].numel() // channels
+            taken, given = inputs[0][0].numel(), output[0].numel()
+            loads.append(Load(name, size, significant, biases, output_positions, taken, given, codes, width))
 
         return hook
 
@@ -205,11 +205,11 @@ def loads_of(model: nn.Module, shape: tuple[int, int, int]) -> list[Load]:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return [replace(load, outputs=after.inputs) for load, after in zip(loads, loads[1:])] + loads[-1:]
+    return [replace(load, outputs=after.inputs) for load, after in itertools.pairwise(loads)] + loads[-1:]
 
 
 def at_density(load: Load, density: float) -> Load:
-    """The load with synapses pruned at random to ``density``: what its indices take on average.
+    """Prune a load's synapses at random to ``density``: what its indices take on average.
 
     A gap is then geometric, so a code of filler ``f`` is followed by another with probability
     (1 - density)^f, and a synapse takes 1 / (1 - that) codes.
@@ -224,28 +224,3 @@ def at_density(load: Load, density: float) -> Load:
         costs.append((width * codes, width, codes))
     _, width, codes = min(costs)
     return replace(load, significant=significant, codes=codes, index_bits=width)
-
-
-def what_if(network: str, density: float | Mapping[str, float]) -> list[Load]:
-    """The loads of torchvision's ``alexnet`` or ``vgg16`` at given densities, for ImageNet.
-
-    ``density`` is one for all layers, or one each for ``conv`` and ``fc``, or by the layers'
-    names; Han et al. 2015 reached 0.11 with AlexNet and 0.075 with VGG-16 in all. Only shapes are
-    made: no weight takes memory.
-    """
-    from torchvision import models
-
-    import pruning.study._torchvision  # noqa: F401  (lets torchvision be imported)
-
-    if network not in ("alexnet", "vgg16"):
-        raise ValueError(f"unknown network {network!r}; there are alexnet and vgg16")
-    with torch.device("meta"):
-        loads = loads_of(models.get_model(network, weights=None), (3, 224, 224))
-    if not isinstance(density, Mapping):
-        return [at_density(load, density) for load in loads]
-    names = {load.name: (load.name, "fc" if load.positions == 1 else "conv") for load in loads}
-    unknown = set(density) - {name for both in names.values() for name in both}
-    if unknown:
-        raise ValueError(f"no layer {sorted(unknown)} in {network}; there are conv, fc and {list(names)}")
-    chosen = {name: next((density[key] for key in keys if key in density), 1.0) for name, keys in names.items()}
-    return [at_density(load, chosen[load.name]) for load in loads]

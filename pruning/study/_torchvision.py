@@ -1,11 +1,11 @@
-"""Import torchvision's datasets and transforms, also where it does not fit the installed torch."""
+"""Import torchvision's datasets, models and transforms, also where it does not fit the installed torch."""
 
 import sys
 
 import torch
 
 try:
-    from torchvision import datasets, transforms
+    from torchvision import datasets, models, transforms
 except RuntimeError as error:
     if "torchvision::nms" not in str(error):
         raise
@@ -17,6 +17,6 @@ except RuntimeError as error:
     _operators = torch.library.Library("torchvision", "DEF")
     for operator in ("nms", "qnms"):
         _operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    from torchvision import datasets, transforms
+    from torchvision import datasets, models, transforms
 
-__all__ = ["datasets", "transforms"]
+__all__ = ["datasets", "models", "transforms"]

@@ -1,8 +1,10 @@
 """Datasets as tensors in memory, with a fixed training, validation and test split.
 
-    data = load("digits")
-    data.train.images      # float32 [1077, 1, 28, 28], normalised over the training part
-    data.validation.labels # int64 [360]
+    >>> data = load("digits")
+    >>> data.train.images.shape      # float32, normalised over the training part
+    torch.Size([1077, 1, 28, 28])
+    >>> data.validation.labels.shape      # int64
+    torch.Size([360])
 
 ``pruning.study.sources`` says where the files are searched. Where none are found, a prepared copy from an earlier load
 is taken, and failing that the original is fetched.

@@ -12,7 +12,6 @@ initialisation with the same recipe until the requirement is met. A study takes 
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import replace
 
@@ -22,10 +21,10 @@ from torch import Tensor, nn
 
 from pruning.masks import Masked, masked_layers
 from pruning.methods import METHODS
-from pruning.schedules import GeometricSchedule
+from pruning.notation import lenet
+from pruning.study.config import Recipe
 from pruning.study.datasets import Dataset
-from pruning.study.networks import lenet
-from pruning.study.training import WEIGHTS, Recipe, Training, assembled, generator, prepare, train
+from pruning.study.training import WEIGHTS, Outcome, generator, prepare, prepare_model, train
 
 HASHED = 3  # the purpose of a random generator, beside those of ``training``
 
@@ -51,7 +50,7 @@ class _Hashed(Masked):
         self.register_buffer("mask", torch.ones(weights, dtype=torch.bool))
 
     def virtual_weight(self) -> Tensor:
-        """The weight of every connection: the shared one with the connection's sign."""
+        """Return the weight of every connection: the shared one with the connection's sign."""
         return self.effective_weight()[self.index] * self.sign
 
     @property
@@ -114,48 +113,44 @@ def _twin(layer: nn.Linear | nn.Conv2d, weights: int, seed: int) -> HashedLinear
 
 def ladder(
     notation: str, dataset: Dataset, recipe: Recipe, requirement: float, seed: int, patience: int, budget: int,
-    keep: float = 0.7, **given,
-) -> Training:
-    """HashedNets of fewer and fewer weights, ``keep`` times those of the last, until one misses the requirement.
+    keep: float, **given,
+) -> Outcome:
+    """Train HashedNets of fewer and fewer weights, ``keep`` times those of the last, until one misses the requirement.
 
-    The first is the unpruned network. Each later training starts anew and may take as long as that one, and
-    ``patience`` evaluations more; ``budget`` limits the iterations of all together. They are returned as one training:
-    its control has the events of all and delivers the smallest network that met the requirement, every iteration
-    counts, and a density is that of stored weights to connections. ``given`` goes on to ``train``.
+    The first is the unpruned network. Each later training starts from its initialisation and may take as long as that
+    one, and ``patience`` evaluations more; ``budget`` limits the iterations of all together. The outcome has the events
+    of all and delivers the smallest network that met the requirement; every iteration counts, and a density is that of
+    stored weights to connections. ``given`` is passed to ``train``.
     """
-    dense = best = train(
-        prepare(notation, recipe, requirement, METHODS["unpruned"], seed, dataset.train.images.device, budget=budget),
-        dataset, recipe, seed, **given,
-    )
-    schedule, events, spent, seconds = GeometricSchedule(keep), list(dense.control.events), dense.iteration, dense.seconds
-    origin = {"average": copy.deepcopy(dense.average.state_dict())}
-    total, start, met, rung, action = dense.control.pruner.synapses, dense.control.start, dense.control.best, 0, None
-    while action is None and met:
+    device = dataset.train.images.device
+    unpruned = METHODS["unpruned"]
+    dense = prepare(notation, recipe, requirement, unpruned, seed, device, budget=budget)
+    first = train(dense, dataset, recipe, seed, **given)
+    events, model, best = list(first.events), first.model, first.best
+    spent, seconds, rung, action = first.iterations, first.seconds, 0, None
+    while action is None and best:
         rung += 1
-        allowed = min(start + patience * recipe.interval, budget - spent)
+        allowed = min(first.start + patience * recipe.interval, budget - spent)
         if allowed < recipe.interval:
             action = "budget spent"
             break
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
-            model = hashed(lenet(notation), schedule.amount(rung), seed).to(dataset.train.images.device)
-        training = train(assembled(model, recipe, requirement, METHODS["unpruned"], seed, budget=allowed), dataset, recipe, seed, **given)
-        control, layers = training.control, masked_layers(model)
-        parts = {name: layer.synapses / layer.connections for name, layer in layers.items()}
-        density = control.pruner.synapses / total
+            small = hashed(lenet(notation), keep**rung, seed).to(device)
+        layers = masked_layers(small)
+        density = sum(layer.synapses for layer in layers.values()) / sum(layer.connections for layer in layers.values())
+        densities = {name: layer.synapses / layer.connections for name, layer in layers.items()}
+        training = prepare_model(small, recipe, requirement, unpruned, seed, budget=allowed)
+        outcome = train(training, dataset, recipe, seed, **given)
         events += [
-            replace(event, iteration=spent + event.iteration, density=density, densities=parts, action="wait")
-            for event in control.events
+            replace(event, iteration=spent + event.iteration, density=density, densities=densities, action="wait")
+            for event in outcome.events
         ]
-        spent, seconds = spent + training.iteration, seconds + training.seconds
-        if control.reached:
-            best, met = training, control.best | {"iteration": spent, "density": density}
+        spent, seconds = spent + outcome.iterations, seconds + outcome.seconds
+        if outcome.reached:
+            model, best = outcome.model, outcome.best | {"iteration": spent, "density": density}
         else:
             action = "budget spent" if spent >= budget else "not recovered"
     if action:
         events[-1] = replace(events[-1], action=action)
-    control = best.control
-    control.events, control.start, control.best = events, start, met
-    control.pruner.checkpoints["dense"] = origin
-    best.iteration, best.seconds = spent, seconds
-    return best
+    return Outcome(tuple(events), first.start, best, first.model.state_dict(), model, spent, seconds)

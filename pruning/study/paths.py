@@ -1,6 +1,7 @@
 """The project's folder, found from where one works, so that an installed package serves any project.
 
-    root() / "studies"      # the nearest project's, or that of the folder PRUNING_ROOT names
+    >>> (root() / "studies").is_dir()      # the nearest project's, or that of the folder PRUNING_ROOT names
+    True
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ def root() -> Path:
     """Return the project's folder; FileNotFoundError says how to name one where there is none.
 
     The variable PRUNING_ROOT names it. Otherwise it is the nearest folder, from the current one upwards, that holds
-    ``studies/`` and a ``Snakefile`` or ``pyproject.toml``: notebooks run in their own folder, Papermill in its caller's.
+    ``studies/`` and a ``Snakefile`` or ``pyproject.toml``: notebooks run in their own folder, Papermill in its
+    caller's.
     """
     if (folder := find_root()) is None:
         raise FileNotFoundError(

@@ -1,6 +1,6 @@
 """Progress of a run: a bar when a person watches, a plain line now and then otherwise.
 
-    record = perform(run, progress=progress(run, 2, 12))     # the second of twelve runs
+    record = run(one, progress=progress(one, 2, 12))     # the second of twelve runs
 """
 
 from __future__ import annotations

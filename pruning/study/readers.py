@@ -1,6 +1,8 @@
 """A dataset's files to pixels: the digits of scikit-learn, MNIST's IDX files, CIFAR-10 as batches or as images.
 
-    title, images, labels, test = read("mnist", find("mnist"))      # uint8 [70000, 1, 28, 28], [70000]
+    >>> title, images, labels, test = read("digits", Source(Path(), {}))
+    >>> images.shape, labels.shape      # uint8
+    ((1797, 1, 28, 28), (1797,))
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def pictures(tree: Path, train: int = 5000, test: int = 1000) -> tuple[np.ndarra
     from PIL import Image
 
     names = sorted(image_names(tree), key=lambda name: (_folder(name)[0] != "train", name))
-    expected = Counter({(half, label): count for half, count in (("train", train), ("test", test)) for label in OBJECTS})
+    halves = {"train": train, "test": test}
+    expected = Counter({(half, label): count for half, count in halves.items() for label in OBJECTS})
     present = Counter(map(_folder, names))
     if wrong := sorted(folder for folder in present | expected if present[folder] != expected[folder]):
         reason = f"{present[wrong[0]]:,} images in {'/'.join(wrong[0])}, expected {expected[wrong[0]]:,}"

@@ -1,51 +1,88 @@
-"""Records: one run, one record, written whole, with a digest of its own."""
+"""Records as they lie on the disk: one run, one record, one line with a digest of its own.
+
+    data/results/<study>/<benchmark>.jsonl     published, sorted, committed
+    data/results/<study>/work/<run>.json       written by a run, until the table publishes it
+
+A line begins with the record's key, so that one of many can be looked up without parsing them all.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pruning.files import DamagedFile, write_whole
 from pruning.study.paths import root
 
+_MARK = b',"digest":"'
+
 
 def folder(study: str) -> Path:
-    """Where a study's results lie: under ``PRUNING_RESULTS``, else ``data/results``."""
+    """Return the folder of a study's results: under ``PRUNING_RESULTS``, else ``data/results``."""
     return Path(os.environ.get("PRUNING_RESULTS") or root() / "data" / "results") / study
 
 
+def published_path(study: str, benchmark: str) -> Path:
+    """Return the path of a benchmark's published records."""
+    return folder(study) / f"{benchmark}.jsonl"
+
+
 def digest(value: Mapping) -> str:
-    """SHA-256 of a mapping of plain values, independent of the order of its keys."""
+    """Return the SHA-256 of a mapping of plain values, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def read_record(path: Path) -> dict:
-    """A record as it was written; ``DamagedFile`` if it is anything else."""
+def to_line(record: Mapping) -> bytes:
+    """Write a record as one line of JSON: its key first, a digest of all before it last."""
+    ordered = {"key": record["key"]} | record if "key" in record else record
+    body = json.dumps(ordered, separators=(",", ":")).encode()[:-1]
+    return body + _MARK + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
+
+
+def from_line(line: bytes) -> dict:
+    """Read the record that ``to_line`` wrote; ``DamagedFile`` if the line is anything else."""
+    body, mark, end = line.rpartition(_MARK)
+    if not mark or not end.rstrip().endswith(b'"}'):
+        raise DamagedFile("not a whole record")
+    if end.rstrip() != hashlib.sha256(body).hexdigest().encode() + b'"}':
+        raise DamagedFile("altered: its digest does not fit")
+    return json.loads(body + b"}")
+
+
+def key_of(line: bytes) -> bytes:
+    """Return the key that a line begins with, unchecked."""
+    return line[len(b'{"key":"') :].partition(b'"')[0]
+
+
+def lines(path: Path) -> list[bytes]:
+    """Return the lines of a file of records, without empty ones; none where there is no file."""
     try:
-        record = json.loads(path.read_bytes())
-        found = record.pop("digest")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DamagedFile(f"{path} is not a whole record ({type(error).__name__})") from error
-    if found != digest(record):
-        raise DamagedFile(f"{path} was altered: its digest does not fit")
-    return record
+        return [line for line in path.read_bytes().splitlines() if line.strip()]
+    except (FileNotFoundError, NotADirectoryError):  # who writes there will say what is in the way
+        return []
 
 
-def write_record(path: Path, record: dict) -> None:
-    """Write a record with its digest, whole or not at all."""
-    text = json.dumps(record | {"digest": digest(record)}, separators=(",", ":"))
-    write_whole(path, (text + "\n").encode())
+def read_record(path: Path) -> dict:
+    """Read the one record of a file; ``DamagedFile`` names a file that holds anything else."""
+    try:
+        return from_line(path.read_bytes())
+    except DamagedFile as error:
+        raise DamagedFile(f"{path} is {error}") from error
 
 
-def records(study: str) -> list[dict]:
-    """All records in a study's folder, ordered by file name; ``DamagedFile`` names one that cannot be read.
+def write_record(path: Path, record: Mapping) -> None:
+    """Write a file of one record, whole or not at all."""
+    write_whole(path, to_line(record))
 
-    Whether they are current, and of the study's own runs, is not looked at: see ``study.recorded``.
-    """
-    found = [read_record(path) for path in sorted((folder(study) / "runs").glob("*.json"))]
-    if not found:
-        raise FileNotFoundError(f"no records in {folder(study) / 'runs'}: run 'make study STUDY={study}' first")
-    return found
+
+def write_records(path: Path, records: Iterable[Mapping]) -> None:
+    """Write a file of records, one a line, sorted by kind, requirement, method and seed."""
+    ordered = sorted(records, key=lambda record: _order(record["run"]))
+    write_whole(path, b"".join(map(to_line, ordered)))
+
+
+def _order(run: Mapping) -> tuple:
+    return run["kind"], run.get("requirement", 0), run["method"], run["seed"], run["name"]

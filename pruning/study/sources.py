@@ -1,6 +1,6 @@
 """Where a dataset's files lie: what is published, finding it on this machine, fetching it.
 
-    find("mnist").path      # the folder that holds MNIST/raw, None if no place does
+``find("mnist").path`` is the folder that holds ``MNIST/raw``; ``find`` returns None where no place does.
 
 MNIST and CIFAR-10 are searched in the folder that the variable PRUNING_DATA names (a relative one counts from the
 project's folder, outside a project from the current one), then in the project's ``data/``. The first place that holds
@@ -85,9 +85,10 @@ class DataError(RuntimeError):
 def data_error(name: str, what: str) -> DataError:
     """Return the error with the dataset's title before ``what``, and after it the ways to have the data."""
     project = find_root()
+    place = project / "data" if project else "data/ of a project and work there"
     return DataError(
         f"{KINDS[name].title}: {what}.\nThere are three ways to have it: set PRUNING_DATA to a folder that holds "
-        f"{KINDS[name].forms}; or put these into {project / 'data' if project else 'data/ of a project and work there'}; "
+        f"{KINDS[name].forms}; or put these into {place}; "
         "or, with none of them in either place, run with a network connection, and it is fetched."
     )
 
@@ -130,7 +131,7 @@ def find(name: str) -> Source | None:
 
 
 def fetch(name: str) -> Source:
-    """Fetch the original into the project's ``data/`` through torchvision, whole or not at all; return where it lies."""
+    """Fetch the original into the project's ``data/`` through torchvision, whole or not at all; return its place."""
     project, before = find_root(), socket.getdefaulttimeout()
     if project is None:
         raise data_error(name, "it is not at hand, and there is no project to fetch it into")

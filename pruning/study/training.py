@@ -1,7 +1,11 @@
 """The training loop: batches, optimizer, averaging, evaluation, prune control, checkpoints.
 
+    training = prepare("28x28-300-100-10", recipe, 0.97, METHODS["iterative"], seed=0)
+    outcome = train(training, dataset, recipe, seed=0)
+    outcome.model, outcome.best["density"], outcome.iterations
+
 One iteration is one mini-batch update. Everything random is a function of the seed and the
-iteration, so a run that was killed goes on from its checkpoint to the same numbers bit for bit.
+iteration, so a run that was killed resumes its checkpoint and gives the same numbers bit for bit.
 """
 
 from __future__ import annotations
@@ -9,9 +13,8 @@ from __future__ import annotations
 import copy
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,47 +23,24 @@ from torch import Tensor, nn
 
 from pruning.accel import convolution
 from pruning.control import Event, PruneControl
-from pruning.methods import Method
-from pruning.files import DamagedFile, load_state, save_state, set_aside
 from pruning.masks import masked
+from pruning.methods import Method
+from pruning.notation import lenet
+from pruning.study.config import Recipe
 from pruning.study.datasets import Dataset, Split
-from pruning.study.networks import lenet
+from pruning.study.states import DenseStates, StateFile
 
 ORDER, WEIGHTS = 1, 2
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How every network is trained, pruned or not.
-
-    ``batch`` images an iteration; SGD with Nesterov momentum at a ``learning_rate`` that rises
-    over the first ``warmup`` iterations (units that an early long step kills never come back)
-    and is constant from there;
-    ``averaging`` is the decay per iteration of the exponential moving average of the weights
-    that is evaluated and delivered (Polyak averaging: what a decaying rate would bring, without
-    a horizon that the control would have to know); training images are moved by up to ``shift``
-    pixels, and with ``flip`` mirrored at random; ``interval`` iterations lie between evaluations.
-    """
-
-    batch: int = 128
-    learning_rate: float = 0.05
-    warmup: int = 200
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    averaging: float = 0.995
-    shift: int = 1
-    flip: bool = False
-    interval: int = 100
-
-
 def generator(*words: int) -> torch.Generator:
-    """A random generator of its own for each tuple of numbers, such as seed, purpose and epoch."""
+    """Return a random generator of its own for each tuple of numbers, such as seed, purpose and epoch."""
     seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator().manual_seed(seed)
 
 
 def network(notation: str, seed: int, device: torch.device | str = "cpu") -> nn.Module:
-    """A masked network with the weights that belong to ``seed``, in the layout that is fastest on the device."""
+    """Make a masked network with the weights that belong to ``seed``, in the layout that is fastest on the device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
         model = lenet(notation)
@@ -98,7 +78,7 @@ def batches(dataset: Dataset, recipe: Recipe, seed: int, done: int = 0) -> Itera
 
 
 def _padded(images: Tensor, black: Tensor, shift: int) -> Tensor:
-    """The images with a black margin of ``shift`` pixels on every side."""
+    """Return the images with a black margin of ``shift`` pixels on every side."""
     height, width = images.shape[2:]
     padded = black.to(images).view(1, -1, 1, 1).repeat(len(images), 1, height + 2 * shift, width + 2 * shift)
     padded[:, :, shift : shift + height, shift : shift + width] = images
@@ -107,7 +87,7 @@ def _padded(images: Tensor, black: Tensor, shift: int) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, split: Split, batch: int = 500) -> float:
-    """Fraction of the split's images that the model classifies rightly; one device synchronisation."""
+    """Return the fraction of the split's images that the model classifies rightly; one device synchronisation."""
     training = model.training
     model.eval()
     right = sum(
@@ -151,14 +131,14 @@ def prepare(
     notation: str, recipe: Recipe, requirement: float, method: Method, seed: int,
     device: torch.device | str = "cpu", **limits,
 ) -> Training:
-    """A training before its first iteration; ``limits`` are the control's patience, budget and ramp."""
-    return assembled(network(notation, seed, device), recipe, requirement, method, seed, **limits)
+    """Make a training before its first iteration; ``limits`` are the control's patience, budget and ramp."""
+    return prepare_model(network(notation, seed, device), recipe, requirement, method, seed, **limits)
 
 
-def assembled(
+def prepare_model(
     model: nn.Module, recipe: Recipe, requirement: float, method: Method, seed: int, **limits
 ) -> Training:
-    """``prepare`` for a model of masked layers that is there already."""
+    """Make a training of a model of masked layers."""
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -169,7 +149,7 @@ def assembled(
 
 
 def step(training: Training, recipe: Recipe, images: Tensor, labels: Tensor) -> None:
-    """One iteration: forward, backward, update, average; no synchronisation with the device."""
+    """Do one iteration: forward, backward, update, average; no synchronisation with the device."""
     control = training.control
     F.cross_entropy(convolution.run(training.model, images), labels).backward()
     if control.watching:
@@ -186,31 +166,58 @@ def step(training: Training, recipe: Recipe, images: Tensor, labels: Tensor) -> 
         torch._foreach_lerp_(*training.parameters, 1 - decay)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a training to a requirement gave.
+
+    ``start`` is the iteration at which the requirement was first met, ``best`` the evaluation of the delivered
+    ``model`` (iteration, accuracy, density); both are None where it never was. ``dense`` holds the weights at
+    ``start``, where pruning began, ``iterations`` and ``seconds`` all that was spent.
+    """
+
+    events: tuple[Event, ...]
+    start: int | None
+    best: Mapping | None
+    dense: Mapping[str, Tensor] | None
+    model: nn.Module
+    iterations: int
+    seconds: float
+
+    @property
+    def reached(self) -> bool:
+        """Whether any model met the requirement."""
+        return self.best is not None
+
+
+def outcome(training: Training) -> Outcome:
+    """Say what a training gave."""
+    control = training.control
+    best = control.best and {name: control.best[name] for name in ("iteration", "accuracy", "density")}
+    dense = control.pruner.checkpoints.get("dense", {}).get("average")
+    return Outcome(
+        tuple(control.events), control.start, best, dense, control.delivered(), training.iteration, training.seconds
+    )
+
+
 def train(
     training: Training, dataset: Dataset, recipe: Recipe, seed: int,
-    checkpoint: Path | None = None, owner: str = "", every: float = 20.0,
-    dense: Path | None = None, dense_owner: str = "",
+    checkpoint: StateFile | None = None, every: float = 20.0, dense: DenseStates | None = None,
     progress: Callable[[Event, Training], None] | None = None,
-    warn: Callable[[str], None] = print,
-) -> Training:
-    """Train until the control has stopped; goes on from ``checkpoint`` if one of ``owner`` is there.
+) -> Outcome:
+    """Train until the control has stopped, resuming ``checkpoint`` if there is one.
 
-    A checkpoint is written at the first evaluation after ``every`` seconds. One that is damaged
-    or belongs to another run is set aside, with a word to ``warn``, and training starts anew.
-
-    Until its control starts, every training of the same network, recipe and seed is the same
-    one: ``dense`` names a folder in which trainings of one ``dense_owner`` leave their state at
-    that moment, and from which later ones go on to the same numbers. A method that watches
-    training from its first iteration takes no part in that.
+    It is written at the first evaluation after ``every`` seconds. ``dense`` holds the trainings that met their
+    requirement first, to be resumed, and takes this one's; a method that watches training from its first iteration has
+    none in common with the others.
     """
     device = next(training.model.parameters()).device
-    if training.control.watches_early:
+    average, control = training.average, training.control
+    state = checkpoint.load(device) if checkpoint else None
+    if control.watches_early:
         dense = None
-    state = _usable(checkpoint, owner, device, warn) if checkpoint is not None else None
     if state is not None:
         training.load_state_dict(state)
-    known = _joined(training, dense, dense_owner, device, warn) if state is None and dense is not None else []
-    average, control = training.average, training.control
+    evaluations = resume_dense_state(training, dense, device) if dense and state is None else []
     began = saved = time.perf_counter()
     before = training.seconds
     stream = batches(dataset, recipe, seed, training.iteration)
@@ -218,61 +225,46 @@ def train(
     def evaluate() -> float:
         return accuracy(average, dataset.validation)
 
-    def measure() -> Tensor:
+    def next_images() -> Tensor:
         training.iteration += 1
         return next(stream)[0]
 
-    for iteration, found in known:
+    for iteration, measured in evaluations:
         if not control.finished:
-            control.update(iteration, found, evaluate, measure)
+            control.update(iteration, measured, evaluate, next_images)
     while not control.finished:
         due = training.iteration // recipe.interval + 1  # measuring may have gone past an evaluation
         while training.iteration < due * recipe.interval:
             step(training, recipe, *next(stream))
-        found = evaluate()
+        measured = evaluate()
         training.seconds = before + time.perf_counter() - began
-        if dense is not None and control.start is None and found >= control.requirement:
-            _leave(training, found, dense, dense_owner)
-        event = control.update(training.iteration, found, evaluate, measure)
+        if dense and control.start is None and measured >= control.requirement:
+            save_dense_state(training, measured, dense)
+        event = control.update(training.iteration, measured, evaluate, next_images)
         training.seconds = before + time.perf_counter() - began
         if progress:
             progress(event, training)
-        if checkpoint is not None and time.perf_counter() - saved >= every and not control.finished:
-            save_state(checkpoint, training.state_dict(), owner)
+        if checkpoint and time.perf_counter() - saved >= every and not control.finished:
+            checkpoint.save(training.state_dict())
             saved = time.perf_counter()
-    return training
+    return outcome(training)
 
 
-def _usable(path: Path, owner: str, device: torch.device, warn: Callable[[str], None]) -> dict | None:
-    try:
-        return load_state(path, owner, device)
-    except FileNotFoundError:
-        return None
-    except DamagedFile as error:
-        aside = set_aside(path, path.parent / "set-aside")
-        warn(f"{error}; set aside as {aside}, training starts anew")
-        return None
-
-
-def _leave(training: Training, found: float, folder: Path, owner: str) -> None:
+def save_dense_state(training: Training, measured: float, dense: DenseStates) -> None:
+    """Save a training that meets its requirement first, with its evaluations in place of its control."""
     control = training.control
-    state = training.state_dict() | {
-        "control": [(event.iteration, event.accuracy) for event in control.events] + [(training.iteration, found)]
-    }
-    save_state(folder / f"{control.requirement}.dense", state, owner)
+    evaluations = [(event.iteration, event.accuracy) for event in control.events] + [(training.iteration, measured)]
+    dense.at(f"{control.requirement}").save(training.state_dict() | {"control": evaluations})
 
 
-def _joined(
-    training: Training, folder: Path, owner: str, device: torch.device, warn: Callable[[str], None]
-) -> list[tuple[int, float]]:
-    """Go on from where the training to the same requirement, or the highest one below, met it.
+def resume_dense_state(training: Training, dense: DenseStates, device: torch.device) -> list[tuple[int, float]]:
+    """Resume the training that met the same requirement, or the highest one below.
 
-    Returns what the control is to be told of: iterations and accuracies.
+    Returns the evaluations that the control has not seen: iterations and accuracies.
     """
     control = training.control
-    there = {float(path.stem): path for path in folder.glob("*.dense")}
-    for requirement in sorted((r for r in there if r <= control.requirement), reverse=True):
-        state = _usable(there[requirement], owner, device, warn)
+    for requirement in dense.met():
+        state = dense.at(f"{requirement}").load(device) if requirement <= control.requirement else None
         if state is None or (control.budget is not None and state["iteration"] > control.budget):
             continue
         for name in ("model", "average", "optimizer"):

@@ -1,16 +1,15 @@
-"""Claims: the test against all sign flips, every verdict on tables made for it, the committed records as they are."""
-
-import itertools
-from fractions import Fraction
+"""Claims: every verdict on tables made for it, the committed records as they are."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from pruning.analysis import claims, figures
-from pruning.analysis.claims import BENCHMARKS, sign_flip
-from pruning.analysis.tables import compression, frame, saved, speedup, titles
-from pruning.study.runner import load, recorded
+from pruning.analysis.claims import BENCHMARKS
+from pruning.analysis.readme import compression_table
+from pruning.analysis.tables import compression, frame, speedup, titles
+from pruning.study.store import recorded
+from pruning.study.studies import load
 
 # Synapses left by the report's method in the table below, at the lower and the higher requirement.
 LEFT = {"mnist-2c": (0.30, 0.40), "mnist-3c": (0.25, 0.35), "cifar10-2c": (0.55, 0.62), "cifar10-3c": (0.33, 0.37)}
@@ -38,25 +37,6 @@ def runs(left=LEFT, effort=2.0, loss=0.0, seeds=5):
 
 def verdicts(table):
     return {claim.name: claim.verdict for claim in claims.claims(table)}
-
-
-def test_the_sign_flip_test_counts_all_flips():
-    generator = np.random.default_rng(0)
-    for size in (1, 2, 5, 8):
-        values = generator.normal(0.3, 1, size).round(2)
-        flips = [np.dot(signs, values) for signs in itertools.product((1, -1), repeat=size)]
-        expected = sum(flip >= values.sum() - 1e-9 for flip in flips)
-        assert sign_flip(values) == Fraction(expected, 2**size)
-    assert sign_flip([1, 2, 3, 4, 5]) == Fraction(1, 32) and sign_flip([-1, -2, -3, -4, -5]) == 1
-    assert sign_flip([0, 0, 0]) == 1 and sign_flip([0.1, 0.2, 0, 0.3, 0.4]) == Fraction(2, 32)
-    assert sign_flip([0.1, 0.2, -0.3]) == Fraction(5, 8), "rounding must not break a tie"
-    assert claims.probability(Fraction(1, 16), 5) == "2/32"
-
-
-@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [1.0] * 21])
-def test_the_sign_flip_test_refuses_what_it_cannot_take(values):
-    with pytest.raises(ValueError, match="1 to 20 finite differences"):
-        sign_flip(values)
 
 
 def test_every_claim_holds_where_the_records_are_as_the_report_says():
@@ -153,5 +133,5 @@ def test_compression_and_speedup_are_ratios_of_dense_to_left():
         "significant": [100, 50], "macs_dense": 8000, "macs": [4000, 2000], "test_accuracy": [0.99, 0.98],
     })
     assert list(compression(table)) == [10, 20] and list(speedup(table)) == [2, 4]
-    row = saved(table, {"mnist-2c": "MNIST"}).splitlines()[-1]
+    row = compression_table(table, {"mnist-2c": "MNIST"}).splitlines()[-1]
     assert row == "| mnist-2c, MNIST | 99 % | 15.0 ± 7.1× | 3.00 ± 1.41× | 98.50 ± 0.71 % |"

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from types import SimpleNamespace
 
 import matplotlib
@@ -12,11 +13,11 @@ from matplotlib.colors import to_hex
 
 from pruning.analysis import figures
 from pruning.analysis.tables import frame, titles
-from pruning.control import METHODS
-from pruning.study import runner as study
+from pruning.methods import METHODS
 from pruning.study.paths import root
 from pruning.study.progress import progress
-from pruning.study.records import records
+from pruning.study.runner import run
+from pruning.study.studies import load
 
 STUDY = """
 title: a few quick runs
@@ -36,10 +37,9 @@ def found(tmp_path_factory):
     (place / "quick.yaml").write_text(STUDY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNING_RESULTS", str(place))
-        quick = study.load(place / "quick.yaml")
-        for run in (*quick.runs, *quick.select(requirements=[0.999], methods=["iterative"], seeds=[0])):
-            study.perform(run)
-        yield records("quick")
+        quick = load(place / "quick.yaml")
+        missed = quick.select(requirements=[0.999], methods=["iterative"], seeds=[0])
+        yield [run(one) for one in sorted((*quick.runs, *missed), key=lambda one: one.name)]
 
 
 def drawn(found):
@@ -160,8 +160,10 @@ def test_networks_that_are_not_the_reports_have_their_names():
     assert figures.title("mnist-3c", {"mnist-3c": "MNIST"}) == "MNIST, 3 convolutions"
 
 
-def test_every_method_has_a_look_of_its_own():
+def test_every_method_has_a_look_of_its_own_whose_label_begins_with_its_code():
     assert set(METHODS) <= set(figures.LOOKS)
+    for method, look in figures.LOOKS.items():
+        assert re.sub("[^a-z]", "", look.label.split(" (")[0].lower()) == method.replace("-", "")
 
 
 def test_the_benchmarks_table_holds_every_layer(found):
@@ -170,9 +172,10 @@ def test_the_benchmarks_table_holds_every_layer(found):
         assert number in shown
 
 
-def test_connections_name_the_layers_that_have_a_mask(found):
-    with pytest.raises(ValueError, match="masks of the linear layers fc3, not of fc1"):
-        figures.connections(found[0], layer="fc1")
+def test_connections_need_a_mask_of_a_linear_layer(found):
+    bare = found[0] | {"layers": [part for part in found[0]["layers"] if len(part["shape"]) > 2]}
+    with pytest.raises(ValueError, match=f"the record of {found[0]['run']['name']} holds no mask of a linear layer"):
+        figures.connections(bare)
 
 
 def test_spread_and_folder(monkeypatch, tmp_path):

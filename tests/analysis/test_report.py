@@ -96,7 +96,7 @@ def test_notebooks_are_run_for_sharp_figures(tmp_path):
     path = tmp_path / "1-run.ipynb"
     cell = new_code_cell(
         "import os\nfrom IPython.display import Image, display\nfrom matplotlib.figure import Figure\n"
-        "from pruning import figures\ndisplay(Image(figures.png(Figure(figsize=(2, 1)))))\n"
+        "from pruning.analysis import figures\ndisplay(Image(figures.png(Figure(figsize=(2, 1)))))\n"
         "print(os.path.exists(os.environ['PRUNING_FIGURES']))"
     )
     nbformat.write(new_notebook(cells=[new_markdown_cell("# 1 · Run"), cell]), path)

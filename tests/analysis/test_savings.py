@@ -10,29 +10,21 @@ import PIL.Image
 import pytest
 import torch
 
-from pruning.analysis import figures, savings
+from pruning.analysis import figures, measurement, savings
 from pruning.analysis.figures import savings as savings_figures
-from pruning.analysis.savings import (
-    ENCODINGS,
-    ON_CHIP,
-    held,
-    main,
-    markdown,
-    quantized,
-    shown,
-    write_compressed,
-    write_tables,
-)
+from pruning.analysis.measurement import ENCODINGS, ENERGY_COLUMNS, ON_CHIP, TABLES, pruned, quantized, write_tables
+from pruning.analysis.savings import held, main, markdown, shown, write_compressed
 from pruning.analysis.tables import KEYS, frame, titles
 from pruning.deploy import storage
 from pruning.deploy.energy import DRAM_PJ, SRAM_PJ
-from pruning.files import DamagedFile
+from pruning.files import DamagedFile, load_state
 from pruning.masks import masked_layers
-from pruning.study import datasets
-from pruning.study import runner as study
+from pruning.study import datasets, runner
+from pruning.study.config import HASHED, StudyError
 from pruning.study.paths import root
 from pruning.study.records import folder, read_record, write_record
-from pruning.study.runner import StudyError, load, recorded
+from pruning.study.store import recorded
+from pruning.study.studies import load
 from pruning.study.training import accuracy, network
 
 STUDY = """
@@ -55,7 +47,7 @@ def made(tmp_path_factory):
         patch.setenv("PRUNING_RESULTS", str(place))
         quick = load(place / "quick.yaml")
         for run in quick.runs:
-            study.perform(run)
+            runner.run(run)
         yield quick, write_tables(quick, lambda line: None)
 
 
@@ -68,14 +60,14 @@ def copied(made, tmp_path, monkeypatch):
 
 
 def model_of(run):
-    state = savings.load_state(run.place("models", ".model"), run.key)
+    state = load_state(run.place("models", ".model"), run.key)
     return storage.rebuilt(state["network"], state["state"])
 
 
 def test_shared_weights_are_not_taken_for_pruned_ones(monkeypatch):
     monkeypatch.delenv("PRUNING_RESULTS", raising=False)
     methods = load("methods")
-    assert {run.method for run in savings._pruned(methods)} == set(methods.methods) - {"unpruned", study.HASHED}
+    assert {run.method for run in pruned(methods)} == set(methods.methods) - {"unpruned", HASHED}
 
 
 @pytest.mark.arithmetic
@@ -124,7 +116,7 @@ def test_the_file_of_a_run_is_the_network_whose_accuracy_the_table_gives(made):
 @pytest.mark.slow
 def test_the_energy_table_sums_up_and_is_the_model_of_45_nm(made):
     table = pd.read_csv(folder("quick") / "energy.csv")
-    assert tuple(table.columns) == savings.ENERGY_COLUMNS
+    assert tuple(table.columns) == ENERGY_COLUMNS
     assert table.groupby(KEYS).size().eq(3 * len(ON_CHIP)).all()
     assert np.allclose(table["dram_nj"], table["dram_accesses"] * DRAM_PJ / 1e3, atol=0.05)
     assert np.allclose(table["sram_nj"], table["sram_accesses"] * SRAM_PJ / 1e3, atol=0.01)
@@ -141,11 +133,11 @@ def test_the_energy_table_sums_up_and_is_the_model_of_45_nm(made):
 
 @pytest.mark.slow
 def test_tables_are_made_again_from_what_was_measured_to_the_same_bytes(copied, monkeypatch):
-    before = [(folder("quick") / f"{name}.csv").read_bytes() for name in savings.TABLES]
+    before = [(folder("quick") / f"{name}.csv").read_bytes() for name in TABLES]
     measured = []
-    monkeypatch.setattr(savings, "measure", lambda *given: measured.append(given))
+    monkeypatch.setattr(measurement, "measure", lambda *given: measured.append(given))
     write_tables(copied)
-    assert not measured and before == [(folder("quick") / f"{name}.csv").read_bytes() for name in savings.TABLES]
+    assert not measured and before == [(folder("quick") / f"{name}.csv").read_bytes() for name in TABLES]
 
 
 @pytest.mark.slow
@@ -163,16 +155,16 @@ def test_one_run_is_measured_again_to_the_same_rows(copied):
 @pytest.mark.slow
 def test_without_models_the_tables_stay_as_they_are(copied):
     shutil.rmtree(folder("quick") / "models")
-    shutil.rmtree(folder("quick") / "work")
-    before = [(folder("quick") / f"{name}.csv").read_bytes() for name in savings.TABLES]
+    shutil.rmtree(folder("quick") / "work" / "savings")
+    before = [(folder("quick") / f"{name}.csv").read_bytes() for name in TABLES]
     with pytest.raises(StudyError, match="12 of the 12 pruned models .*'make study STUDY=quick FRESH=1'"):
         write_tables(copied)
-    assert before == [(folder("quick") / f"{name}.csv").read_bytes() for name in savings.TABLES]
+    assert before == [(folder("quick") / f"{name}.csv").read_bytes() for name in TABLES]
 
 
 @pytest.mark.slow
 def test_a_model_of_another_run_is_refused(copied):
-    shutil.rmtree(folder("quick") / "work")
+    shutil.rmtree(folder("quick") / "work" / "savings")
     one, other = (run for run in copied.select(methods=["iterative"], requirements=[0.4], seeds=[0, 1]))
     shutil.copy(other.place("models", ".model"), one.place("models", ".model"))
     with pytest.raises(DamagedFile, match="belongs to another run"):
@@ -224,11 +216,11 @@ def test_what_is_shown_is_the_median_of_the_highest_requirement_that_was_met(cop
     assert run.requirement == 0.5 and read_record(run.record_path)["result"]["density"] == densities[1]
     for record, value in zip(chosen, (0.1, 0.3, 0.2)):
         result = record["result"] | {"density": value, "reached": value < 0.3}
-        write_record(folder("quick") / "runs" / f"{record['run']['name']}.json", record | {"result": result})
+        write_record(folder("quick") / "work" / f"{record['run']['name']}.json", record | {"result": result})
     assert shown(copied, "iterative")[0].seed == 0, "of two the sparser, and never one that missed the requirement"
     for record in chosen:
         result = record["result"] | {"reached": False}
-        write_record(folder("quick") / "runs" / f"{record['run']['name']}.json", record | {"result": result})
+        write_record(folder("quick") / "work" / f"{record['run']['name']}.json", record | {"result": result})
     with pytest.raises(StudyError, match="no run of 'iterative' met the highest requirement"):
         shown(copied, "iterative")
 

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruning import density, masked, masked_layers
-from pruning import allocation, criteria
+from pruning import allocation, criteria, density, masked, masked_layers
 from pruning.control import PruneControl
 from pruning.methods import METHODS, Method
+from pruning.notation import lenet
 from pruning.schedules import GeometricSchedule, LinearThreshold, PolynomialSchedule
 from pruning.strategies import Ramp, Rounds
 from pruning.study import datasets
-from pruning.study.networks import lenet
-from pruning.study.training import Recipe, accuracy, batches
+from pruning.study.config import Recipe
+from pruning.study.training import accuracy, batches
 
 pytestmark = pytest.mark.arithmetic
 

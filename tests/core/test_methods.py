@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruning import density, masked, masked_layers
-from pruning import allocation, criteria
+from pruning import allocation, criteria, density, masked, masked_layers
 from pruning.accel import convolution
 from pruning.compensation import Jacobian
 from pruning.control import PruneControl
-from pruning.methods import METHODS, Method
 from pruning.hooks import BiasedDecay, NetworkSurgery, RigL
+from pruning.methods import METHODS, Method
 from pruning.schedules import AccuracyTolerance, GeometricSchedule
 from pruning.strategies import AccuracyDriven, Rewind, Rounds
 from pruning.study import datasets
-from pruning.study.runner import Settings
+from pruning.study.config import Settings
+from pruning.study.states import DenseStates, StateFile
 from pruning.study.training import accuracy, batches, prepare, step, train
 
 NETWORK = "28x28-6c5-16c5-120-84-10"
@@ -151,7 +151,7 @@ def test_erk_prunes_to_its_densities():
 # Criteria of gradients
 
 
-def prepared(method=METHODS["unpruned"], requirement=0.4, recipe=SETTINGS.recipe, **given):
+def prepared(method=METHODS["unpruned"], requirement=0.4, recipe=SETTINGS, **given):
     # At iteration 20 the average classifies about 0.22 of the validation images rightly, at 40 about 0.68.
     return prepare(NETWORK, recipe, requirement, method, 0, **SETTINGS.limits | given)
 
@@ -431,7 +431,7 @@ def test_rewound_weights_are_the_stored_ones_bit_for_bit(early):
 
 
 def test_rate_rewinding_repeats_the_warm_up_and_keeps_the_weights(digits):
-    recipe = replace(SETTINGS.recipe, warmup=10)
+    recipe = SETTINGS.model_copy(update={"warmup": 10})
     rates = {}
     for name in ("raterewind", "lottery", "dsd"):
         method = METHODS[name] if name != "lottery" else replace(METHODS[name], strategy=Rounds(GeometricSchedule(0.7), rewind=Rewind(4)))
@@ -520,7 +520,7 @@ def test_biased_decay_makes_small_weights_smaller_and_lets_large_ones_be():
     assert share[0] < 0.7 and (share.diff() > 0).all() and 0.999 < share[3] < 1
     # The method itself has a weaker bias: beside the recipe's weight decay much for small weights, little for large ones.
     weights = torch.tensor([0.001, 0.01, 1.0])
-    beside = METHODS["biased"].hook.decay(weights) / (SETTINGS.recipe.weight_decay * weights)
+    beside = METHODS["biased"].hook.decay(weights) / (SETTINGS.weight_decay * weights)
     assert beside[0] > 100 and beside[1] > 10 and beside[2] < 0.1
 
 
@@ -564,9 +564,8 @@ def whole(digits, tmp_path_factory):
         def look(event, training):  # which writes its own checkpoint only after this
             lay.append(checkpoint.read_bytes() if checkpoint.exists() else b"")
 
-        training = train(
-            prepared(METHODS[name]), digits, SETTINGS.recipe, 0, checkpoint=checkpoint, owner="me", every=0, progress=look
-        )
+        training = prepared(METHODS[name])
+        train(training, digits, SETTINGS, 0, checkpoint=StateFile(checkpoint, "me"), every=0, progress=look)
         return training, lay[0]
 
     return trained
@@ -583,8 +582,9 @@ def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, whole, name):
 
     checkpoint, seen = tmp_path / "a.checkpoint", []
     checkpoint.write_bytes(lay)
-    resumed = train(
-        prepared(METHODS[name]), digits, SETTINGS.recipe, 0, checkpoint=checkpoint, owner="me",
+    resumed = prepared(METHODS[name])
+    train(
+        resumed, digits, SETTINGS, 0, checkpoint=StateFile(checkpoint, "me"),
         progress=lambda event, training: seen.append(event.iteration),
     )
     assert seen == evaluated[-2:] and resumed.control.events == control.events
@@ -599,7 +599,7 @@ def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, whole, name):
 def dense(digits, tmp_path_factory):
     """The folder in which a training without pruning left its dense phase."""
     place = tmp_path_factory.mktemp("dense")
-    train(prepared(), digits, SETTINGS.recipe, 0, dense=place, dense_owner="all")
+    train(prepared(), digits, SETTINGS, 0, dense=DenseStates(place, "all"))
     return place
 
 
@@ -607,8 +607,8 @@ def dense(digits, tmp_path_factory):
 @pytest.mark.parametrize("name", ["snip", "lottery", "surgery", "movement", "adaptive"])
 def test_the_shared_dense_phase_changes_nothing(digits, dense, whole, name):
     left = (dense / "0.4.dense").read_bytes()
-    shared = train(prepared(METHODS[name]), digits, SETTINGS.recipe, 0, dense=dense, dense_owner="all")
-    assert shared.control.events == whole(name)[0].control.events
+    shared = train(prepared(METHODS[name]), digits, SETTINGS, 0, dense=DenseStates(dense, "all"))
+    assert list(shared.events) == whole(name)[0].control.events
     assert (dense / "0.4.dense").read_bytes() == left
 
 
@@ -747,10 +747,10 @@ def centred(model, images):
 def test_the_weights_that_stay_make_up_for_those_cut(digits):
     lost, left = [], []  # validation accuracy, without and with compensation
     for seed in range(3):
-        training = prepare(NETWORK, SETTINGS.recipe, 0.99, METHODS["unpruned"], seed)
-        stream = batches(digits, SETTINGS.recipe, seed)
+        training = prepare(NETWORK, SETTINGS, 0.99, METHODS["unpruned"], seed)
+        stream = batches(digits, SETTINGS, seed)
         for _ in range(300):
-            step(training, SETTINGS.recipe, *next(stream))
+            step(training, SETTINGS, *next(stream))
         model, whole = training.average, accuracy(training.average, digits.validation)
         wanted = centred(model, digits.validation.images)
         scores = magnitudes(masked_layers(model))
@@ -870,7 +870,7 @@ def test_what_adaptive_measures_counts_as_iterations(digits):
     training.control.update = lambda iteration, found, evaluate, measure: update(
         iteration, found, evaluate, lambda: (measured.append(1), measure())[1]
     )
-    train(training, digits, SETTINGS.recipe, 0)
+    train(training, digits, SETTINGS, 0)
     assert 2 <= len(measured) <= 2 * training.control.pruner.round and training.iteration == len(steps) + len(measured)
     assert training.control.best["iteration"] <= training.iteration
     order = [event.iteration for event in training.control.events]

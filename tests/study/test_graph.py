@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pruning.study.records import read_record
+from pruning.study.records import digest, from_line, lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +42,6 @@ def environment(place: Path) -> dict:
     binaries = str(Path(sys.executable).parent)
     return os.environ | {
         "PRUNING_RESULTS": str(place / "results"), "PRUNING_FIGURES": str(place / "figures"),
-        "PRUNING_CACHE": os.environ.get("PRUNING_CACHE") or str(ROOT / "data" / "prepared"),
         "PYTHONPATH": str(place / "clone"), "PATH": binaries + os.pathsep + os.environ["PATH"], "OMP_NUM_THREADS": "1",
     }
 
@@ -67,8 +66,12 @@ def graph(place: Path) -> str:
     return said
 
 
-def written(place: Path) -> dict[str, float]:
-    return {path.name: path.stat().st_mtime_ns for path in (place / "results/digits/runs").glob("*.json")}
+def written(place: Path) -> dict[str, bytes]:
+    """The records that runs have written or the table has published: name and digest."""
+    results = place / "results/digits"
+    files = [*results.glob("work/*.json"), *results.glob("*.jsonl")]
+    records = [from_line(line) for path in files for line in lines(path)]
+    return {record["run"]["name"]: digest(record) for record in records}
 
 
 @pytest.fixture
@@ -112,7 +115,8 @@ def studied(tmp_path_factory) -> Path:
     os.killpg(second.pid, signal.SIGCONT)
     said = finished(second)
     assert second.returncode == 0, said
-    assert all(written(place)[name] == moment for name, moment in before.items()), "a finished run was done again"
+    assert written(place).items() >= before.items(), "a finished run was done again"
+    assert not list(place.glob("results/digits/work/*.json")), "every record is published"
     return place
 
 
@@ -135,19 +139,32 @@ def test_a_second_time_does_nothing(studied):
 
 
 def test_a_deleted_record_reruns_that_run_alone_whatever_the_file_times(studied):
-    results = studied / "results/digits"
-    gone = results / "runs/digits-3c-0.4-iterative-0.json"
-    kept = {key: value for key, value in read_record(gone).items() if key not in ("seconds", "environment")}
+    results, name = studied / "results/digits", "digits-3c-0.4-iterative-0"
+    path, before = results / "digits-3c.jsonl", written(studied)
+    kept = [line for line in lines(path) if f'"name":"{name}"'.encode() not in line]
+    (gone,) = [from_line(line) for line in lines(path) if line not in kept]
+    path.write_bytes(b"\n".join(kept) + b"\n")
     table, dice = (results / "runs.csv").read_bytes(), random.Random(0)
-    for path in (results / "runs").glob("*.json"):
-        os.utime(path, (0, dice.randrange(10**9)))
-    before = written(studied)
-    gone.unlink()
+    for one in results.glob("*.jsonl"):
+        os.utime(one, (0, dice.randrange(10**9)))
     graph(studied)
     after = written(studied)
-    assert {name for name in after if after[name] != before[name]} == {gone.name}
-    again = {key: value for key, value in read_record(gone).items() if key not in ("seconds", "environment")}
-    assert again == kept and (results / "runs.csv").read_bytes() == table
+    assert after.keys() == before.keys() and after.items() - before.items() <= {(name, after[name])}
+    (again,) = [from_line(line) for line in lines(path) if f'"name":"{name}"'.encode() in line]
+    assert {key: again[key] for key in again if again[key] != gone[key]}.keys() <= {"seconds", "environment"}
+    assert (results / "runs.csv").read_bytes() == table
+
+
+def test_records_that_a_killed_study_left_unpublished_are_published(studied):
+    results = studied / "results/digits"
+    path, work = results / "digits-2c.jsonl", results / "work"
+    for line in lines(path):
+        (work / f"{from_line(line)['run']['name']}.json").write_bytes(line + b"\n")
+    path.unlink()
+    before = written(studied)
+    graph(studied)
+    assert written(studied) == before and path.is_file() and not list(work.glob("*.json"))
+    assert "Nothing to be done" in graph(studied)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -170,7 +187,27 @@ def test_the_committed_digits_study_trains_each_benchmark_and_seed(place):
     }
 
 
-def test_an_unknown_study_is_one_clear_error(place):
-    job = started(place, "-n", study="diggits")
-    said = finished(job)
-    assert job.returncode != 0 and "no study 'diggits'" in said and "digits, ingredients, lenet, methods, report" in said
+@pytest.mark.parametrize(("config", "said"), [
+    ("study=diggits", "no study 'diggits'"), ("study=diggits", "there are digits, ingredients, lenet, methods, report"),
+    ("study=tradeoff", "the study 'tradeoff' measures trade-offs: run 'make tradeoff'"),
+    ("studdy=report", "--config studdy=report: unknown key; known are study, device, train"),
+    ("train=never", "--config train=never: expected yes or no"),
+    ("device=gpu", "--config device=gpu: expected cpu, cuda or cuda:0"),
+])
+def test_a_wrong_configuration_is_one_clear_error(config, said):
+    process = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-n", "--config", config],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    )
+    assert process.returncode != 0 and said in process.stdout
+
+
+@pytest.mark.parametrize("study", ["report", "methods", "smallest", "lenet", "ingredients"])
+def test_a_fresh_clone_trains_nothing_that_is_committed(study, tmp_path):
+    command = [sys.executable, "-m", "snakemake", "-n", "--config", f"study={study}"]
+    process = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PRUNING_FIGURES": str(tmp_path)}, text=True, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )
+    assert process.returncode == 0 and "\nrule runs:" not in process.stdout, process.stdout
+    assert "figures" in process.stdout

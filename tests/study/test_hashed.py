@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from pruning import density, masked_layers
+from pruning.notation import layers, lenet
 from pruning.study import datasets
+from pruning.study.config import HASHED_FIELDS, Recipe, Run, Settings
 from pruning.study.hashed import HashedConv2d, HashedLinear, hashed, ladder
-from pruning.study.networks import layers, lenet
 from pruning.study.records import read_record
-from pruning.study.runner import Run, Settings, perform
-from pruning.study.training import Recipe, accuracy
+from pruning.study.runner import run as carry_out
+from pruning.study.training import accuracy
 
 pytestmark = pytest.mark.arithmetic
 
@@ -95,12 +96,12 @@ def test_bad_parameters(make, said):
 
 @pytest.fixture(scope="module")
 def rungs():
-    """A ladder on the digits, as one training and as the trainings it is made of."""
+    """The outcome of a ladder on the digits, and the trainings it is made of."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     digits, lasts = datasets.load("digits"), []
     whole = ladder(
-        NETWORK, digits, RECIPE, 0.4, 0, patience=4, budget=400,
+        NETWORK, digits, RECIPE, 0.4, 0, patience=4, budget=400, **HASHED_FIELDS,
         progress=lambda event, training: event.finished and lasts.append((training, event)),
     )
     torch.set_num_threads(before)
@@ -110,23 +111,23 @@ def rungs():
 @pytest.mark.slow
 def test_a_ladder_counts_every_iteration(rungs):
     digits, whole, lasts = rungs
-    control, total = whole.control, sum(layer.synapses for layer in layers(NETWORK))
+    total = sum(layer.synapses for layer in layers(NETWORK))
     met = [event.accuracy >= 0.4 for _, event in lasts]
-    assert all(met[:-1]) and len(lasts) > 3 and control.start == lasts[0][1].iteration
+    assert all(met[:-1]) and len(lasts) > 3 and whole.start == lasts[0][1].iteration
     spent = list(accumulate(event.iteration for _, event in lasts))
-    assert whole.iteration == spent[-1] == control.events[-1].iteration <= 400
-    assert len(control.events) == spent[-1] // 20 and control.events[-1].action in ("budget spent", "not recovered")
+    assert whole.iterations == spent[-1] == whole.events[-1].iteration <= 400
+    assert len(whole.events) == spent[-1] // 20 and whole.events[-1].action in ("budget spent", "not recovered")
     best = max(number for number, there in enumerate(met) if there)
-    assert control.best["iteration"] == spent[best] and control.best["accuracy"] == lasts[best][1].accuracy
-    assert control.best["density"] == lasts[best][0].control.synapses / total == pytest.approx(0.7**best, rel=2e-2)
-    seen = sorted({event.density for event in control.events}, reverse=True)
+    assert whole.best["iteration"] == spent[best] and whole.best["accuracy"] == lasts[best][1].accuracy
+    assert whole.best["density"] == lasts[best][0].control.pruner.synapses / total == pytest.approx(0.7**best, rel=2e-2)
+    seen = sorted({event.density for event in whole.events}, reverse=True)
     assert seen == pytest.approx([0.7**n for n in range(len(lasts))], rel=2e-2)
 
 
 @pytest.mark.slow
 def test_a_ladder_delivers_its_smallest_network_that_met_the_requirement(rungs):
     digits, whole, _ = rungs
-    model, best = whole.control.delivered(), whole.control.best
+    model, best = whole.model, whole.best
     found = masked_layers(model)
     weights = sum(layer.significant for layer in found.values())
     assert weights / sum(layer.connections for layer in found.values()) == best["density"] < 0.5
@@ -135,18 +136,26 @@ def test_a_ladder_delivers_its_smallest_network_that_met_the_requirement(rungs):
 
 def test_a_ladder_ends_where_the_requirement_is_out_of_reach():
     digits = datasets.load("digits")
-    whole = ladder(NETWORK, digits, RECIPE, 0.999, 0, patience=4, budget=40)
-    assert not whole.control.reached and whole.iteration == 40 and whole.control.start is None
+    whole = ladder(NETWORK, digits, RECIPE, 0.999, 0, patience=4, budget=40, **HASHED_FIELDS)
+    assert not whole.reached and whole.iterations == 40 and whole.start is None
 
 
 def test_a_study_takes_it_as_a_method(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
     settings = Settings(batch=32, warmup=20, averaging=0.9, interval=20, patience=4, budget=200)
     run = Run(study="tiny", benchmark="digits-2c", requirement=0.4, method="hashed", seed=0, settings=settings)
-    record = perform(run)
+    record = carry_out(run)
     result, parts = record["result"], record["layers"]
     assert result["reached"] and result["density"] < 1 and result["effort"] > 1
     assert result["significant"] == sum(part["significant"] for part in parts) < result["synapses"]
     assert result["macs"] == result["macs_dense"], "every connection multiplies, whatever it shares"
     assert not any("mask" in part for part in parts), "a mask of shared weights is none of connections"
     assert read_record(run.record_path) == record
+
+
+def test_trainings_keep_their_own_controls(rungs):
+    _, whole, lasts = rungs
+    for training, last in lasts:
+        control = training.control
+        assert control.events[-1] == last and len(control.events) < len(whole.events)
+        assert not control.reached or control.best["density"] == 1, "no control was told of the others"

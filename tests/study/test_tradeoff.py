@@ -7,43 +7,32 @@ import pandas as pd
 import pytest
 import torch
 
+from pruning.__main__ import main
 from pruning.analysis import figures
 from pruning.analysis.tables import titles
-from pruning.methods import METHODS
-from pruning.files import DamagedFile
+from pruning.analysis.tradeoff import COLUMNS, SCAN_COLUMNS, frame, scans
 from pruning.masks import masked_layers
+from pruning.methods import METHODS
+from pruning.notation import layers
 from pruning.study import tradeoff
-from pruning.study.networks import layers
-from pruning.study.records import read_record
-from pruning.study.runner import BENCHMARKS, StudyError, names
-from pruning.study.tradeoff import (
-    COLUMNS,
-    SCAN_COLUMNS,
-    cut,
-    frame,
-    load,
-    main,
-    perform,
-    prunings,
-    recorded,
-    scaled,
-    scans,
-)
-from pruning.study.training import Recipe, generator, prepare
+from pruning.study.benchmarks import BENCHMARKS
+from pruning.study.config import CURVES, PRUNERS, STEPS, Recipe
+from pruning.study.records import folder, read_record
+from pruning.study.runner import run
+from pruning.study.store import all_current, current, recorded
+from pruning.study.studies import load
+from pruning.study.tradeoff import cut, prunings, scaled
+from pruning.study.training import generator, prepare
 
 pytestmark = pytest.mark.arithmetic
 
 YAML = """
 kind: tradeoff
 title: Tiny
-benchmarks: {digits-2c: {batch: 32, warmup: 20, averaging: 0.9}}
+benchmarks: {digits-2c: {settings: {batch: 32, warmup: 20, averaging: 0.9}}}
 methods: [unpruned, iterative, gradual, oneshot, random, small]
-ratios: [2, 8]
 seeds: [0]
-dense: 60
-stage: 24
-rounds: 3
-densities: [0.5, 0.1]
+plan: {ratios: [2, 8], dense: 60, stage: 24, rounds: 3, densities: [0.5, 0.1]}
 """
 
 
@@ -64,7 +53,6 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNING_RESULTS", str(place))
         assert main(["run", str(place / "tiny.yaml")]) == 0
-        assert main(["table", str(place / "tiny.yaml")]) == 0
     return place
 
 
@@ -80,41 +68,10 @@ def numbers(record):
     return json.loads(json.dumps({key: value for key, value in record.items() if key != "environment"}))
 
 
-def test_the_committed_study_loads_and_is_no_study_of_requirements():
-    study = load("tradeoff")
-    assert {curve.method for curve in study.curves} == {*tradeoff.KINDS, tradeoff.SCAN}
-    assert study.curves[0].plan.ratios == (2, 4, 8, 16, 32, 64) and "tradeoff" not in names()
-    assert {curve.benchmark for curve in study.curves} == {"mnist-2c", "mnist-3c", "cifar10-2c", "cifar10-3c"}
-    assert all(curve.settings.flip == curve.benchmark.startswith("cifar") for curve in study.curves)
-    assert len({curve.name for curve in study.curves}) == len({curve.key for curve in study.curves}) == 4 * 3 * 7
-
-
-@pytest.mark.parametrize(("old", "new", "said"), [
-    ("title: Tiny", "titel: Tiny", "titel: unknown key"),
-    ("kind: tradeoff", "kind: other", "says 'kind: tradeoff'"),
-    ("digits-2c", "digits-9c", "no 'digits-9c' among"),
-    ("batch: 32", "patience: 3", "benchmarks.digits-2c.patience: unknown key; known are batch"),
-    ("batch: 32", "batch: 0", "benchmarks.digits-2c.batch"),
-    ("small]", "tiny]", "no 'tiny' among unpruned, iterative"),
-    ("small]", "random]", "lists something twice"),
-    ("[2, 8]", "[8, 2]", "ratios: must rise"),
-    ("[2, 8]", "[1, 2]", "ratios.0"),
-    ("[0.5, 0.1]", "[1.5]", "densities.0"),
-    ("stage: 24", "stage: 5", "has no room for 3 rounds"),
-    ("dense: 60", "dense: many", "dense"),
-    ("dense: 60", "dense: 60\ndense: 70", "the key 'dense' stands twice"),
-])
-def test_a_wrong_study_file_is_one_error_that_names_the_key(tmp_path, old, new, said):
-    (tmp_path / "wrong.yaml").write_text(YAML.replace(old, new))
-    with pytest.raises(StudyError, match="wrong.yaml") as error:
-        load(tmp_path / "wrong.yaml")
-    assert said in str(error.value)
-
-
 def test_every_method_has_the_same_ratios_and_the_same_effort(tiny):
     table = frame(recorded(tiny))
     assert tuple(table.columns) == COLUMNS and not table.duplicated(list(COLUMNS[:4])).any()
-    for method in (*tradeoff.PRUNERS, "small"):
+    for method in (*PRUNERS, "small"):
         part = table[table["method"] == method]
         assert list(part["ratio"]) == [2, 8] and list(part["iterations"]) == [60 + 24, 60 + 48]
         assert (part["compression"] >= part["ratio"] * 0.999).all() and (part["speedup"] > 1).all()
@@ -145,55 +102,67 @@ def test_a_scan_starts_from_the_dense_network_and_prunes_one_layer(tiny):
 
 
 def test_a_record_that_is_there_is_read_and_a_damaged_one_is_made_again_the_same(tiny, monkeypatch):
-    curve = next(curve for curve in tiny.curves if curve.method == "gradual")
-    path = curve.place("runs", ".json")
+    curve = next(curve for curve in tiny.runs if curve.method == "gradual")
+    path = curve.record_path
     before, kept = path.read_bytes(), numbers(read_record(path))
     with monkeypatch.context() as patch:
         patch.setattr(tradeoff, "step", lambda *given: pytest.fail("trained again"))
-        perform(curve)
+        run(curve)
     path.write_bytes(before[:-20])
     said = []
-    assert numbers(perform(curve, warn=said.append)) == kept
+    assert current(curve) is None and len(all_current(tiny.runs)) == len(tiny.runs) - 1
+    assert numbers(run(curve, warn=said.append)) == kept
     assert "damaged" in said[0] and numbers(read_record(path)) == kept
     # The same without what other curves left behind.
     path.unlink()
-    for state in (path.parents[1] / "work").glob("*.state"):
+    for state in path.parent.glob("dense-*/*.dense"):
         state.unlink()
-    assert numbers(perform(curve)) == kept
+    assert numbers(run(curve)) == kept
 
 
 def test_a_damaged_dense_state_is_set_aside_and_trained_again(tiny):
-    curve = next(curve for curve in tiny.curves if curve.method == "random")
-    path = curve.place("runs", ".json")
+    curve = next(curve for curve in tiny.runs if curve.method == "random")
+    path = curve.record_path
     kept, said = numbers(read_record(path)), []
     path.unlink()
-    (state,) = (path.parents[1] / "work").glob("dense-*.state")
+    (state,) = path.parent.glob("dense-*/60-iterations.dense")
     state.write_bytes(state.read_bytes()[:-1])
-    assert numbers(perform(curve, warn=said.append)) == kept and "checksum does not fit" in said[0]
+    assert numbers(run(curve, warn=said.append)) == kept and "checksum does not fit" in said[0]
 
 
 def test_a_record_of_other_parameters_is_not_current(tiny, tmp_path):
     (tmp_path / "results" / "tiny.yaml").write_text(YAML.replace("stage: 24", "stage: 30"))
     other = load(tmp_path / "results" / "tiny.yaml")
     assert [record["run"]["method"] for record in recorded(other)] == ["scan"], "the scan depends on no stage"
-    assert main(["jobs", str(tmp_path / "results" / "tiny.yaml")]) == 0
 
 
 def test_the_tables_are_the_records(tiny, tmp_path):
-    place = tmp_path / "results" / "tiny"
-    pd.testing.assert_frame_equal(pd.read_csv(place / "tradeoff.csv"), frame(recorded(tiny)), check_exact=True)
-    pd.testing.assert_frame_equal(pd.read_csv(place / "sensitivity.csv"), scans(recorded(tiny)), check_exact=True)
+    place, expected = folder("tiny"), recorded(tiny)
+    assert main(["table", str(tmp_path / "results" / "tiny.yaml")]) == 0
+    assert recorded(tiny) == expected and not list(place.glob("work/*.json"))
+    pd.testing.assert_frame_equal(pd.read_csv(place / "tradeoff.csv"), frame(expected), check_exact=True)
+    pd.testing.assert_frame_equal(pd.read_csv(place / "sensitivity.csv"), scans(expected), check_exact=True)
+
+
+def test_the_verb_trains_what_is_missing_and_writes_the_tables(tiny, tmp_path, capsys):
+    file = str(tmp_path / "results" / "tiny.yaml")
+    assert main(["fresh", file, "--methods", "[random, scan]"]) == 0
+    assert len(all_current(tiny.runs)) == len(tiny.runs) - 2
+    capsys.readouterr()
+    assert main(["tradeoff", file]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:-2]] == [f"{n}/7 {one.name}" for n, one in enumerate(tiny.runs, start=1)]
+    assert lines[-2:] == [f"{folder('tiny') / name}.csv: 7 of 7 runs" for name in ("tradeoff", "sensitivity")]
 
 
 def test_no_records_and_no_benchmark_are_one_error_each(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
-    assert main(["table"]) == 1 and "run 'make tradeoff'" in capsys.readouterr().err
-    assert main(["status", "--benchmark", "none"]) == 1 and "no such benchmark" in capsys.readouterr().err
-    assert main(["jobs", "--seed", "1"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "--benchmark mnist-2c --seed 1"
+    assert main(["table", "tradeoff"]) == 1 and "run 'make tradeoff'" in capsys.readouterr().err
+    assert main(["status", "tradeoff", "--benchmark", "none"]) == 1
+    assert "benchmark 'none' is not in the study 'tradeoff'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", tradeoff.PRUNERS)
+@pytest.mark.parametrize("name", PRUNERS)
 @pytest.mark.parametrize("density", [0.5, 0.1, 0.01])
 def test_a_cut_leaves_what_was_asked_for_and_never_brings_a_synapse_back(name, density):
     training = prepare("28x28-6c5-16c5-120-84-10", Recipe(), 0.5, METHODS["unpruned"], 0)
@@ -216,7 +185,7 @@ def test_prunings_go_down_to_the_density_asked_for():
     gradual = prunings(METHODS["gradual"], 0.5, 0.25, 300, 3)
     values = list(gradual.values())
     assert max(gradual) == 150 and values[-1] == pytest.approx(0.25) and values == sorted(values, reverse=True)
-    assert len(gradual) == tradeoff.STEPS and values[0] - values[1] > values[-2] - values[-1]
+    assert len(gradual) == STEPS and values[0] - values[1] > values[-2] - values[-1]
 
 
 def test_small_networks_have_the_size_asked_for():
@@ -233,26 +202,6 @@ def test_small_networks_have_the_size_asked_for():
 def test_both_figures_show_every_method_and_layer(tiny):
     found = recorded(tiny)
     shown = {text.get_text() for text in figures.tradeoff(frame(found), titles(found)).legends[0].get_texts()}
-    assert shown == {figures.look(method).label for method in tradeoff.KINDS}
+    assert shown == {figures.look(method).label for method in CURVES}
     axes = figures.sensitivity(scans(found), titles(found)).axes[0]
     assert {text.get_text() for text in axes.get_legend().get_texts()} == set(scans(found)["layer"])
-
-
-def test_the_committed_tables_are_the_committed_records(monkeypatch):
-    monkeypatch.delenv("PRUNING_RESULTS", raising=False)
-    study = load("tradeoff")
-    found = recorded(study)
-    if not found:
-        pytest.skip("the trade-offs have not been measured yet: run 'make tradeoff'")
-    for name, table in (("tradeoff", frame(found)), ("sensitivity", scans(found))):
-        path = tradeoff.folder(study.name) / f"{name}.csv"
-        made = table.to_csv(index=False, lineterminator="\n")
-        assert path.read_text() == made, "run 'python -m pruning.study.tradeoff table'"
-
-
-def test_damage_is_not_current(tiny):
-    path = tiny.curves[0].place("runs", ".json")
-    path.write_bytes(b"{}")
-    with pytest.raises(DamagedFile):
-        read_record(path)
-    assert len(recorded(tiny)) == len(tiny.curves) - 1

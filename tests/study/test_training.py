@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 from pruning import masked_layers
-from pruning.methods import METHODS
 from pruning.files import load_state
+from pruning.methods import METHODS
 from pruning.study import datasets
+from pruning.study.config import Recipe, Run, Settings
 from pruning.study.datasets import Split
 from pruning.study.records import read_record
-from pruning.study.runner import Run, Settings, perform
-from pruning.study.training import Recipe, accuracy, batches, prepare, train
+from pruning.study.runner import run as carry_out
+from pruning.study.states import StateFile
+from pruning.study.training import accuracy, batches, prepare, train
 
 pytestmark = pytest.mark.arithmetic
 
@@ -34,14 +36,15 @@ OWN = ("seconds", "environment")  # what a record says of its making, not of its
 # in the middle of writing its checkpoint for the time ``number``, or ``later`` seconds after that.
 NURSERY = """
 import json, os, signal, sys, threading
-from pruning.study import training
-from pruning.study.runner import Run, Settings, perform
+from pruning.study import states
+from pruning.study.config import Run, Settings
+from pruning.study.runner import run
 
 def end(*given):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def doomed(moment, number, later):
-    save, count = training.save_state, 0
+    save, count = states.save_state, 0
     def half(file):
         os.ftruncate(file, os.fstat(file).st_size // 2)
         end()
@@ -53,7 +56,7 @@ def doomed(moment, number, later):
         save(path, state, owner)
         if count == number:
             threading.Timer(later, end).start()
-    training.save_state = counted
+    states.save_state = counted
 
 print("ready", flush=True)
 for line in sys.stdin:
@@ -62,7 +65,7 @@ for line in sys.stdin:
         given = json.loads(line)
         os.environ["PRUNING_RESULTS"] = given.pop("results")
         doomed(*given.pop("end"))
-        perform(Run(**given | {"settings": Settings(**given["settings"])}), every=0, warn=lambda text: os._exit(9))
+        run(Run(**given | {"settings": Settings(**given["settings"])}), every=0, warn=lambda text: os._exit(9))
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -198,8 +201,9 @@ def test_accuracy_against_a_count_by_hand():
 
 
 def trained(digits, method="iterative", requirement=0.4, seed=0, **given):
-    training = prepare(NETWORK, SETTINGS.recipe, requirement, METHODS[method], seed, **SETTINGS.limits)
-    return train(training, digits, SETTINGS.recipe, seed, **given)
+    training = prepare(NETWORK, SETTINGS, requirement, METHODS[method], seed, **SETTINGS.limits)
+    train(training, digits, SETTINGS, seed, **given)
+    return training
 
 
 def equal(first, second):
@@ -220,7 +224,7 @@ def test_the_same_training_gives_the_same_weights(digits):
 
 
 def test_the_rate_warms_up_and_the_average_follows_the_weights(digits):
-    recipe = replace(SETTINGS.recipe, warmup=10, averaging=0.5, interval=1)
+    recipe = SETTINGS.model_copy(update={"warmup": 10, "averaging": 0.5, "interval": 1})
     training = prepare(NETWORK, recipe, 0.99, METHODS["unpruned"], 0, budget=12)
     expected = copy.deepcopy(training.average)
     rates = []
@@ -252,15 +256,15 @@ def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, method):
         if event.iteration == end - 20:
             raise Stop
 
-    checkpoint = tmp_path / "work" / "a.checkpoint"
+    checkpoint = StateFile(tmp_path / "work" / "a.checkpoint", "me")
     with pytest.raises(Stop):
-        trained(digits, method, checkpoint=checkpoint, owner="me", every=0, progress=stop)
+        trained(digits, method, checkpoint=checkpoint, every=0, progress=stop)
     seen = []
 
     def note(event, training):
         seen.append(event.iteration)
 
-    resumed = trained(digits, method, checkpoint=checkpoint, owner="me", progress=note)
+    resumed = trained(digits, method, checkpoint=checkpoint, progress=note)
     assert seen == [end - 20, end], "the last checkpoint lies two evaluations before the end"
     assert equal(whole, resumed) and whole.control.events == resumed.control.events
     assert whole.control.best["iteration"] == resumed.control.best["iteration"]
@@ -283,7 +287,7 @@ def nursery():
 @pytest.mark.slow
 def test_killed_at_any_moment_and_started_again_the_record_is_the_same(digits, results, nursery):
     whole = run_of().model_copy(update={"study": "whole"})
-    expected = numbers(perform(whole))
+    expected = numbers(carry_out(whole))
     expected["run"]["study"] = "s"
 
     run = run_of()
@@ -303,12 +307,12 @@ def test_killed_at_any_moment_and_started_again_the_record_is_the_same(digits, r
     killed("training", 1)
     assert checkpoint.exists() and killed("writing", 1) == 1  # the scrap before was cleared away
     killed("training", 2)
-    assert load_state(checkpoint, owner)["control"]["round"] >= 1
+    assert load_state(checkpoint, owner)["control"]["pruner"]["round"] >= 1
     assert killed("writing", 1) == 1
     assert not run.record_path.exists()
 
     said = []
-    assert numbers(perform(run, warn=said.append)) == expected
+    assert numbers(carry_out(run, warn=said.append)) == expected
     assert said == [], "what a kill leaves behind is never damaged"
     assert numbers(read_record(run.record_path)) == expected
     assert not list(results.rglob("*.tmp")) and not checkpoint.exists()
@@ -323,7 +327,7 @@ def test_records_are_the_same_with_and_without_a_shared_dense_phase(results, mon
     alone = {}
     for number, run in enumerate(runs):
         monkeypatch.setenv("PRUNING_RESULTS", str(results / f"alone{number}"))
-        alone[run.name] = numbers(perform(run))
+        alone[run.name] = numbers(carry_out(run))
     result = {run.name: alone[run.name]["result"] for run in runs}
     met = {run.requirement: result[run.name]["iterations_unpruned"] for run in runs}
     assert 0 < met[0.4] < met[0.75]
@@ -333,7 +337,7 @@ def test_records_are_the_same_with_and_without_a_shared_dense_phase(results, mon
         there = []
         for run in order:
             seen = []
-            record = perform(run, progress=lambda event, training, seen=seen: seen.append(event.iteration))
+            record = carry_out(run, progress=lambda event, training, seen=seen: seen.append(event.iteration))
             assert numbers(record) == alone[run.name]
             below = [met[requirement] for requirement in there if requirement <= run.requirement]
             if run.method == "unpruned" and run.requirement in there:

@@ -1,7 +1,7 @@
 """The figures of memory, energy and deployment, in the style of ``pruning.analysis.figures``.
 
     stored, energies = savings.tables(study)
-    figure = bytes_by_encoding(stored, titles(found))
+    figure = bytes_by_encoding(stored, titles(records))
 """
 
 from __future__ import annotations
@@ -15,22 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from pruning.analysis.figures import (
-    INK,
-    REPORTED_LINE,
-    SOFT,
-    _by_benchmark,
-    _caption,
-    _handle,
-    _offset,
-    _panels,
-    _percent,
-    _points,
-    _styled,
-    look,
-    ordered,
-)
-from pruning.analysis.savings import ENCODINGS
+from pruning.analysis.figures.panels import caption, handle, hollow, label_first, note, offset, panels, points
+from pruning.analysis.figures.style import INK, REPORTED_LINE, SOFT, look, ordered, percent, styled
+from pruning.analysis.measurement import ENCODINGS
 
 # Han et al. 2016, "Deep Compression", table 1: LeNet-5 on MNIST takes 39 times less memory.
 DEEP_COMPRESSION = 39
@@ -45,11 +32,11 @@ VARIANTS = {"dense": ("#999999", "s", "-"), "pruned": ("#0072b2", "o", "--"), "c
 
 
 def highest(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each benchmark's highest requirement."""
+    """Select the rows of each benchmark's highest requirement."""
     return table[table["requirement"] == table.groupby("benchmark")["requirement"].transform("max")]
 
 
-@_styled
+@styled
 def bytes_by_encoding(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Size of the pruned networks' files under each encoding, at the highest requirement of each benchmark.
 
@@ -58,15 +45,14 @@ def bytes_by_encoding(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """
     table = highest(table)
     methods = ordered(table["method"])
-    figure, grid = _panels(table, titles, heights=(3.9,))
-    panels = [axes for (line,) in grid for axes in line]
-    for (_, part), axes in zip(_by_benchmark(table), panels):
+    figure, parts = panels(table, titles, heights=(3.9,))
+    for part, (axes,) in parts:
         dense = part["dense_bytes"].iloc[0]
         for number, encoding in enumerate(ENCODINGS):
             rows = part[part["encoding"] == encoding]
             for method, runs in rows.groupby("method"):
-                place = number + _offset(method, methods)
-                _points(axes, place, runs["bytes"], runs["reached"], look(method))
+                place = number + offset(method, methods)
+                points(axes, place, runs["bytes"], runs["reached"], look(method))
             least = rows.groupby("method")["bytes"].mean().min()
             if encoding != "dense32":
                 axes.annotate(f"{dense / least:.3g}×", (number, rows["bytes"].min()), xytext=(0, -9),
@@ -81,21 +67,20 @@ def bytes_by_encoding(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         axes.set_xticks(range(len(ENCODINGS)), [NAMES[encoding] for encoding in ENCODINGS], fontsize=7.5)
         axes.set_xlim(-0.5, len(ENCODINGS) - 0.5)
         axes.tick_params(axis="x", length=0)
-        axes.set_ylabel("file in bytes, log scale" if axes.get_subplotspec().is_first_col() else "")
+        label_first(axes, "file in bytes, log scale")
         requirement = part["requirement"].iloc[0]
-        axes.set_title(f"at {_percent(requirement)}", loc="right", fontsize=9, color=SOFT, fontweight="normal")
-    handles = [_handle(method) for method in methods]
+        axes.set_title(f"at {percent(requirement)}", loc="right", fontsize=9, color=SOFT, fontweight="normal")
+    handles = [handle(method) for method in methods]
     handles.append(Line2D([], [], label=f"{DEEP_COMPRESSION}× smaller than dense (Han et al. 2016, LeNet-5)",
                           **REPORTED_LINE))
     if not table["reached"].all():
-        handles.append(Line2D([], [], color=SOFT, marker="o", markerfacecolor="white", linestyle="",
-                              label="hollow: not all runs met the requirement"))
+        handles.append(hollow("hollow: not all runs met the requirement"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    _caption(figure, table[table["encoding"] == "dense32"], "small points: runs; large points: ")
+    caption(figure, table[table["encoding"] == "dense32"], "small points: runs; large points: ")
     return figure
 
 
-@_styled
+@styled
 def energy_split(table: pd.DataFrame, titles: Mapping[str, str], method: str) -> Figure:
     """Energy of one classification, dense, pruned and compressed, for each size of on-chip memory.
 
@@ -103,9 +88,8 @@ def energy_split(table: pd.DataFrame, titles: Mapping[str, str], method: str) ->
     each benchmark's highest requirement; numbers give the energy that dense takes over theirs.
     """
     table = highest(table).query("method == @method and reached")
-    figure, grid = _panels(table, titles, heights=(3.6,))
-    panels = [axes for (line,) in grid for axes in line]
-    for (_, part), axes in zip(_by_benchmark(table), panels):
+    figure, parts = panels(table, titles, heights=(3.6,))
+    for part, (axes,) in parts:
         means = part.groupby(["on_chip_bytes", "variant"])[[*PARTS, "total_nj"]].mean() / 1e3
         sizes = sorted(part["on_chip_bytes"].unique())
         top = means["total_nj"].max()
@@ -125,29 +109,28 @@ def energy_split(table: pd.DataFrame, titles: Mapping[str, str], method: str) ->
                       ha="center", va="top", fontsize=9, fontweight="bold")
         axes.tick_params(axis="x", length=0)
         axes.set_ylim(0, 1.12 * top)
-        axes.set_ylabel("energy a classification (µJ)" if axes.get_subplotspec().is_first_col() else "")
-        axes.set_title(f"at {_percent(part['requirement'].iloc[0])}", loc="right", fontsize=9, color=SOFT,
+        label_first(axes, "energy a classification (µJ)")
+        axes.set_title(f"at {percent(part['requirement'].iloc[0])}", loc="right", fontsize=9, color=SOFT,
                        fontweight="normal")
     handles = [Patch(facecolor=color, edgecolor="white", hatch=hatch, label=label)
                for label, color, hatch in PARTS.values()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     count = table.groupby("benchmark")["seed"].nunique()
     n = f"{count.min()}" if count.min() == count.max() else f"{count.min()} to {count.max()}"
-    figure.suptitle(f"{look(method).label}; mean of {n} seeds; 45 nm", fontsize=9, color=SOFT, x=0.995, ha="right")
+    note(figure, f"{look(method).label}; mean of {n} seeds; 45 nm")
     return figure
 
 
-@_styled
+@styled
 def on_chip_memory(curves: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Energy of one classification against the size of the on-chip memory.
 
-    ``curves`` has one row a benchmark, variant and size, with the columns benchmark, variant,
+    ``curves`` has one row per benchmark, variant and size, with the columns benchmark, variant,
     on_chip_bytes, total_nj and ``dram_accesses``; the marker shows the first size at which
     nothing comes from DRAM.
     """
-    figure, grid = _panels(curves, titles, heights=(3.4,))
-    panels = [axes for (line,) in grid for axes in line]
-    for (_, part), axes in zip(_by_benchmark(curves), panels):
+    figure, parts = panels(curves, titles, heights=(3.4,))
+    for part, (axes,) in parts:
         for variant, (color, marker, line) in VARIANTS.items():
             rows = part[part["variant"] == variant].sort_values("on_chip_bytes")
             axes.plot(rows["on_chip_bytes"] / 1024, rows["total_nj"] / 1e3, color=color, linestyle=line)
@@ -161,7 +144,7 @@ def on_chip_memory(curves: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("on-chip memory (KiB)")
-        axes.set_ylabel("energy a classification\n(µJ, log scale)" if axes.get_subplotspec().is_first_col() else "")
+        label_first(axes, "energy a classification\n(µJ, log scale)")
     handles = [Line2D([], [], color=color, marker=marker, linestyle=line, label=variant)
                for variant, (color, marker, line) in VARIANTS.items()]
     handles.append(Line2D([], [], color="white", marker="o", markeredgecolor=INK, linestyle="",
@@ -170,7 +153,7 @@ def on_chip_memory(curves: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def classified(images: np.ndarray, labels: Sequence[int], classes: Sequence[int], by: str) -> Figure:
     """Images with the class that a program gave each; a wrong one is framed and says what is right.
 
@@ -180,10 +163,10 @@ def classified(images: np.ndarray, labels: Sequence[int], classes: Sequence[int]
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(0.95 * columns + 0.2, 1.3 * rows + 0.25), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, image, label, found in zip(grid, images, labels, classes):
-        right = label == found
+    for axes, image, label, answer in zip(grid, images, labels, classes):
+        right = label == answer
         axes.imshow(image, cmap="gray_r", interpolation="nearest")
-        axes.set_title(f"{found}" if right else f"{found}, not {label}", loc="center", fontsize=11,
+        axes.set_title(f"{answer}" if right else f"{answer}, not {label}", loc="center", fontsize=11,
                        color=INK if right else "#b04a00")
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
@@ -191,5 +174,5 @@ def classified(images: np.ndarray, labels: Sequence[int], classes: Sequence[int]
             spine.set(visible=True, color=SOFT if right else "#b04a00", linewidth=0.8 if right else 2.5)
     for axes in grid[len(images):]:
         axes.axis("off")
-    figure.suptitle(f"above each image: what {by} says", fontsize=9, color=SOFT, x=0.995, ha="right")
+    note(figure, f"above each image: what {by} says")
     return figure

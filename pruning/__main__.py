@@ -1,0 +1,153 @@
+"""The command line: ``python -m pruning VERB``.
+
+    python -m pruning run digits --seeds [0]
+    python -m pruning status report
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+# Verbs whose module has a ``main`` of its own, which takes what follows the verb.
+ELSEWHERE = {
+    "savings": ("pruning.analysis.savings", "bytes and energy of a study's delivered models"),
+    "deploy": ("pruning.deploy.command", "make a pruned network small, and ready for a device"),
+    "report": ("pruning.analysis.report", "the notebooks as one page, build/report.html"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out a verb; return the exit status."""
+    parser = command_line()
+    given, rest = parser.parse_known_args(arguments)
+    if given.verb in ELSEWHERE:
+        return import_module(ELSEWHERE[given.verb][0]).main(rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    from pruning.files import DamagedFile
+    from pruning.study.config import StudyError
+    from pruning.study.datasets import DataError
+
+    try:
+        given.act(given)
+    except (StudyError, DamagedFile, DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Make the parser of all verbs; it imports nothing of the study, so that help is there at once."""
+    parser = argparse.ArgumentParser(prog="python -m pruning", description="Studies of iterative synapse pruning.")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def add(act: Callable, study: str | None = None, selects: bool = False, trains: bool = False) -> None:
+        text = act.__doc__.rstrip(".")
+        verb = verbs.add_parser(act.__name__.rstrip("_"), help=text[0].lower() + text[1:], description=act.__doc__)
+        verb.set_defaults(act=act)
+        if study:
+            verb.add_argument("study", nargs="?", default=study, help=f"name or YAML file (default {study})")
+        if selects:
+            verb.add_argument("--benchmark", help="only this benchmark")
+            for name in ("requirements", "methods", "seeds"):
+                verb.add_argument(f"--{name}", help="only these, as a list such as [3]")
+        if trains:
+            verb.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:0")
+            verb.add_argument("--jobs", type=int, default=1, help="processes that train side by side (default 1)")
+
+    add(list_)
+    add(run, "digits", selects=True, trains=True)
+    add(status, "digits", selects=True)
+    add(table, "digits")
+    add(readme, "report")
+    add(fresh, "digits", selects=True)
+    add(tradeoff, "tradeoff", selects=True, trains=True)
+    for name, (_, text) in ELSEWHERE.items():
+        verbs.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def list_(given: argparse.Namespace) -> None:
+    """List the studies."""
+    from pruning.study.studies import load, names
+
+    for name in names():
+        study = load(name)
+        print(f"{name:12} {len(study.runs):4} runs  {study.title}")
+
+
+def run(given: argparse.Namespace) -> None:
+    """Train what a study lacks."""
+    from pruning.study.runner import run_all
+
+    run_all(_selected(given)[1], given.device, given.jobs)
+
+
+def status(given: argparse.Namespace) -> None:
+    """Say how far a study is."""
+    from pruning.study.store import all_current
+
+    study, runs = _selected(given)
+    print(f"{study.name}: {len(all_current(runs))} of {len(runs)} runs have a current record")
+
+
+def table(given: argparse.Namespace) -> None:
+    """Publish the records of a study and write its tables."""
+    from pruning.analysis import tables, tradeoff
+    from pruning.study.store import publish, recorded
+    from pruning.study.studies import load
+
+    study = load(given.study)
+    publish(study, lambda text: print(text, file=sys.stderr))
+    records = recorded(study)
+    paths = tradeoff.write_tables(study.name, records) if study.plan else [tables.write_table(study.name, records)]
+    for path in paths:
+        print(f"{path}: {len(records)} of {len(study.runs)} runs")
+
+
+def readme(given: argparse.Namespace) -> None:
+    """Put the tables and claims made from the records into README.md."""
+    from pruning.analysis.readme import readme as with_tables
+    from pruning.files import write_whole
+    from pruning.methods import METHODS
+    from pruning.study.config import StudyError
+    from pruning.study.paths import root
+    from pruning.study.store import recorded
+    from pruning.study.studies import load
+
+    path, more = root() / "README.md", {"smallest": [], "methods": []}
+    for name in more:
+        with contextlib.suppress(StudyError):
+            more[name] = recorded(load(name))
+    text = path.read_text(encoding="utf-8")
+    write_whole(path, with_tables(text, recorded(load(given.study)), METHODS, *more.values()).encode())
+
+
+def fresh(given: argparse.Namespace) -> None:
+    """Remove the records of runs, so that they are done again."""
+    from pruning.study.store import forget
+
+    study, runs = _selected(given)
+    forget(runs)
+    print(f"{study.name}: {len(runs)} runs will be done again")
+
+
+def tradeoff(given: argparse.Namespace) -> None:
+    """Train what a study of trade-offs lacks and write its tables."""
+    run(given)
+    table(given)
+
+
+def _selected(given: argparse.Namespace) -> tuple:
+    from pruning.study.studies import load
+
+    study = load(given.study)
+    return study, study.select(given.benchmark, given.requirements, given.methods, given.seeds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

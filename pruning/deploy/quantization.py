@@ -1,0 +1,113 @@
+"""Weights shared by k-means within each layer, and trained further while they stay shared.
+
+    small = share_weights(model, clusters=32)            # a copy
+    small = fine_tune(small, loss, batches)              # in place
+
+Both work on masked layers alone, and so does PyTorch's own quantization on plain ones alone: it passes
+over masked layers without a word, so give it ``unmasked(copy.deepcopy(model))``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning.masks import masked_layers
+
+Batch = TypeVar("Batch")
+MOST = 256  # shared weights per layer: what one byte tells apart
+
+
+@torch.no_grad()
+def share_weights(model: nn.Module, clusters: int = 32) -> nn.Module:
+    """Copy a model so that each masked layer has at most ``clusters`` (1 to 256) distinct weights.
+
+    K-means per layer from centroids spread evenly over its weights' range, which keeps the few
+    large weights (Han et al. 2016, section 3.2: linear initialisation). Shared weights and the
+    biases of masked layers are rounded to float16. A layer whose distinct weights are few enough
+    and exact in float16 stays as it is. Raises ``ValueError`` where no layer is masked.
+    """
+    if not 1 <= clusters <= MOST:
+        raise ValueError(f"clusters must be 1 to {MOST} per layer, got {clusters}")
+    model = copy.deepcopy(model)
+    for layer in _layers(model):
+        layer.set_mask(layer.mask)
+        weights = layer.weight[layer.mask]
+        if len(weights):
+            centroids, labels = _kmeans(weights.cpu().double().numpy(), clusters)
+            layer.weight[layer.mask] = torch.from_numpy(centroids)[torch.from_numpy(labels)].to(weights)
+    return _rounded(model)
+
+
+def fine_tune(
+    model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batches: Iterable[Batch], rate: float = 1e-3
+) -> nn.Module:
+    """Train a model of shared weights in place, and return it.
+
+    ``loss(model, batch)`` is a scalar; one Adam update per batch. The gradient of a shared weight
+    is the sum over its synapses (Han et al. 2016, section 3.3). Biases and other parameters are
+    trained too; at the end all are rounded as in ``share_weights``. Raises ``ValueError`` where no
+    layer is masked, or where a layer's weights are not shared.
+    """
+    groups = []
+    for layer in _layers(model):
+        centroids, labels = layer.weight.detach()[layer.mask].unique(return_inverse=True)
+        if len(centroids) > MOST:
+            raise ValueError(f"a layer has {len(centroids)} distinct weights: call share_weights(model) first")
+        groups.append((layer, nn.Parameter(centroids), labels))
+    weights = {id(layer.weight) for layer, _, _ in groups}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in weights]
+    optimizer = torch.optim.Adam([centroids for _, centroids, _ in groups] + others, lr=rate)
+    for batch in batches:
+        model.zero_grad()
+        loss(model, batch).backward()
+        for layer, centroids, labels in groups:
+            if layer.weight.grad is not None:
+                centroids.grad = torch.zeros_like(centroids).index_add_(0, labels, layer.weight.grad[layer.mask])
+        optimizer.step()
+        with torch.no_grad():
+            for layer, centroids, labels in groups:
+                layer.weight[layer.mask] = centroids[labels]
+    model.zero_grad()
+    return _rounded(model)
+
+
+def _layers(model: nn.Module) -> list:
+    layers = list(masked_layers(model).values())
+    if not layers:
+        raise ValueError("the model has no masked layer: call masked(model, zeros_pruned=True) first")
+    return layers
+
+
+@torch.no_grad()
+def _rounded(model: nn.Module) -> nn.Module:
+    for layer in _layers(model):
+        for parameter in (layer.weight, layer.bias):
+            if parameter is not None:
+                parameter.copy_(parameter.half())
+    return model
+
+
+def _kmeans(values: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centroids [at most ``clusters``] and the label of every value [N], without any randomness.
+
+    Own code: scikit-learn's KMeans moves empty clusters elsewhere, so other weights would come out.
+    """
+    distinct, labels = np.unique(values, return_inverse=True)
+    if len(distinct) <= clusters:
+        return distinct, labels
+    centroids = np.linspace(distinct[0], distinct[-1], clusters)
+    for _ in range(300):
+        labels = np.searchsorted((centroids[1:] + centroids[:-1]) / 2, values)
+        counts = np.bincount(labels, minlength=clusters)
+        means = np.bincount(labels, values, clusters) / np.maximum(counts, 1)
+        updated = np.where(counts > 0, means, centroids)
+        if np.array_equal(updated, centroids):
+            break
+        centroids = updated
+    return centroids, labels

@@ -1,0 +1,137 @@
+"""Runs to a requirement: train, and say in plain values what came of it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from pruning.control import Event
+from pruning.masks import masked_layers
+from pruning.methods import METHODS
+from pruning.notation import layers as network_layers
+from pruning.study.config import HASHED_FIELDS, Run
+from pruning.study.datasets import Dataset
+from pruning.study.hashed import ladder
+from pruning.study.states import Context
+from pruning.study.training import Outcome, accuracy, network, prepare, train
+
+TRAJECTORY_POINTS = 80
+HISTOGRAM_BINS = 41
+# Linear layers of at most so many synapses show their mask in the record (the report's figure 1).
+MASK_LIMIT = 4096
+
+
+def prune(run: Run, context: Context) -> tuple[dict, nn.Module]:
+    """Train and prune to the requirement; the record's parts and the delivered model."""
+    settings, dataset = run.settings, context.dataset
+    training = prepare(
+        run.network, settings, run.requirement, METHODS[run.method], run.seed, context.device, **settings.limits
+    )
+    outcome = train(
+        training, dataset, settings, run.seed, context.checkpoint, context.every, context.dense, context.progress
+    )
+    return summary(run, dataset, outcome), outcome.model
+
+
+def hash_ladder(run: Run, context: Context) -> tuple[dict, nn.Module]:
+    """Train smaller and smaller HashedNets; many short trainings: one that is stopped starts again."""
+    settings, dataset = run.settings, context.dataset
+    outcome = ladder(
+        run.network, dataset, settings, run.requirement, run.seed, settings.patience, settings.budget, **HASHED_FIELDS,
+        progress=context.progress,
+    )
+    return summary(run, dataset, outcome), outcome.model
+
+
+def summary(run: Run, dataset: Dataset, outcome: Outcome) -> dict:
+    """Describe a finished run in plain values; the test split is read here, once."""
+    dense = network(run.network, run.seed)
+    if outcome.dense is not None:
+        dense.load_state_dict(outcome.dense)
+    before, after, table = masked_layers(dense), masked_layers(outcome.model), network_layers(run.network)
+    parts = [
+        {
+            "name": layer.name, "kind": layer.kind, "shape": list(layer.shape), "synapses": layer.synapses,
+            "significant": after[layer.name].significant, "positions": layer.output_positions,
+        }
+        | _mask(after[layer.name].mask, layer)
+        for layer in table
+    ]
+    synapses = sum(part["synapses"] for part in parts)
+    significant = sum(part["significant"] for part in parts)
+    macs = sum(layer.macs for layer in table)
+    best, events = outcome.best, outcome.events
+    iterations = best["iteration"] if best else outcome.iterations
+    return {
+        "result": {
+            "synapses": synapses,
+            "significant": significant,
+            "density": significant / synapses,
+            "validation_accuracy": best["accuracy"] if best else events[-1].accuracy,
+            "test_accuracy": accuracy(outcome.model, dataset.test),
+            "iterations": iterations,
+            "iterations_unpruned": outcome.start,
+            "effort": iterations / outcome.start if best and outcome.start else None,
+            "reached": outcome.reached,
+            "iterations_spent": outcome.iterations,
+            "stopped": events[-1].action,
+            "macs_dense": macs,
+            # Hashed connections share their weights, but each of them multiplies.
+            "macs": sum(
+                getattr(after[layer.name], "connections", after[layer.name].significant) * layer.output_positions
+                for layer in table
+            ),
+            # A backward pass takes about twice the forward pass's multiply-accumulates.
+            "training_macs": 3 * macs * run.settings.batch * iterations,
+        },
+        "layers": parts,
+        "trajectory": trajectory(events),
+        "rounds": rounds(events),
+        "histograms": {
+            name: {"before": histogram(before[name].weight), "after": histogram(layer.weight[layer.mask])}
+            for name, layer in after.items()
+        },
+        "seconds": round(outcome.seconds, 2),
+    }
+
+
+def trajectory(events: Sequence[Event]) -> dict[str, list]:
+    """Return accuracy and density at each evaluation, thinned to about ``TRAJECTORY_POINTS``, the last included."""
+    step = max(1, -(-len(events) // TRAJECTORY_POINTS))
+    kept = [*events[::step], *(events[-1:] if (len(events) - 1) % step else [])]
+    return {
+        "iteration": [event.iteration for event in kept],
+        "accuracy": [round(event.accuracy, 5) for event in kept],
+        "density": [round(event.density, 5) for event in kept],
+    }
+
+
+def rounds(events: Sequence[Event]) -> list[dict]:
+    """Return the iteration and the layers' densities of each pruning, thinned to half of ``TRAJECTORY_POINTS``."""
+    pruned = [event for event in events if event.thresholds]
+    step = max(1, -(-len(pruned) // (TRAJECTORY_POINTS // 2)))
+    return [
+        {"iteration": event.iteration, "densities": {name: round(value, 5) for name, value in event.densities.items()}}
+        for event in pruned[::step]
+    ]
+
+
+def histogram(weights: torch.Tensor) -> dict:
+    """Count weights in ``HISTOGRAM_BINS`` bins from -``limit`` to ``limit``."""
+    weights = weights.detach().cpu()
+    limit = float(weights.abs().max()) if weights.numel() else 0.0
+    limit = float(f"{limit:.4g}") or 1.0
+    # The rounded limit may lie just below the largest weight, which belongs to the last bin.
+    counts = torch.histc(weights.clamp(-limit, limit), HISTOGRAM_BINS, -limit, limit)
+    return {"limit": limit, "counts": [int(count) for count in counts]}
+
+
+def _mask(mask: torch.Tensor, layer) -> dict:
+    """Encode a small linear layer's mask: its bits, row by row, eight to a byte (``numpy.unpackbits``), as base64."""
+    if layer.kind != "linear" or not mask.numel() == layer.synapses <= MASK_LIMIT:
+        return {}
+    return {"mask": base64.b64encode(np.packbits(mask.cpu().numpy())).decode()}

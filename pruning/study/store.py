@@ -1,0 +1,153 @@
+"""The records of a study: which are current, and how what runs wrote becomes what is published.
+
+    current(run)            # the run's record, or None
+    recorded(study)         # the current records of all its runs
+    publish(study)          # from work/ into data/results/<study>/<benchmark>.jsonl
+
+A record is current by its key and the fingerprint of its data, never by file times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pruning.files import DamagedFile, set_aside, write_whole
+from pruning.study import datasets
+from pruning.study.config import Run, StudyError
+from pruning.study.locks import locked
+from pruning.study.records import folder, from_line, key_of, lines, published_path, to_line, write_records
+from pruning.study.studies import Study
+
+
+@functools.cache
+def fingerprint_of(name: str) -> str | None:
+    """Return the fingerprint of the dataset as it is here, None where it is not at hand."""
+    return datasets.fingerprint(name)
+
+
+def current(run: Run) -> dict | None:
+    """Return the run's record if it is whole and made from the same parameters and data, else None.
+
+    Where the data is not at hand its fingerprint cannot be compared, and the record counts.
+    """
+    return all_current([run]).get(run)
+
+
+def all_current(runs: Iterable[Run]) -> dict[Run, dict]:
+    """Return the current record of each run that has one, published ones first."""
+    published: dict[Path, dict[bytes, list[bytes]]] = {}
+    records = {}
+    for run in runs:
+        path = published_path(run.study, run.benchmark)
+        if path not in published:
+            by_key = published[path] = {}
+            for line in lines(path):
+                by_key.setdefault(key_of(line), []).append(line)
+        for line in (*published[path].get(run.key.encode(), ()), *lines(run.record_path)):
+            record = _readable(line)
+            if record is not None and _belongs(record, run):
+                records[run] = record
+                break
+    return records
+
+
+def recorded(study: Study) -> list[dict]:
+    """Return the current records of the study's runs, in their order; ``StudyError`` where there is none.
+
+    Records of other parameters, or of runs no longer asked for, are left out.
+    """
+    records = list(all_current(study.runs).values())
+    if not records:
+        make = "make tradeoff" if study.plan else f"make study STUDY={study.name}"
+        raise StudyError(f"no current record of the study '{study.name}' in {folder(study.name)}: run '{make}'")
+    return records
+
+
+def outdated(run: Run) -> str | None:
+    """Say why the run's record is not current; None where it has none."""
+    name = f'"name":"{run.name}"'.encode()
+    own = [line for line in lines(published_path(run.study, run.benchmark)) if name in line] + lines(run.record_path)
+    if not own:
+        return None
+    return "damaged" if any(_readable(line) is None for line in own) else "of other parameters or data"
+
+
+def publish(study: Study, warn: Callable[[str], None] = print) -> None:
+    """Write each benchmark's file of records: what is published, joined with what lies under ``work/``.
+
+    Two files that git has merged are one file with more lines, in any order, some twice: all are taken. Of several
+    records of one run the current one stays, else the first. What else there is of that run, and lines that cannot be
+    read, are set aside with a word to ``warn``.
+    """
+    place = folder(study.name)
+    with locked(place / "work" / "publish.lock"):
+        files = [*sorted(place.glob("*.jsonl")), *sorted((place / "work").glob("*.json"))]
+        records: dict[tuple[str, str], list[tuple[dict, Path]]] = {}
+        aside: dict[Path, list[bytes]] = {}
+        for path, line in ((file, line) for file in files for line in lines(file)):
+            record = _readable(line)
+            if record is None:
+                aside.setdefault(path, []).append(line + b"\n")
+            else:
+                records.setdefault((record["run"]["benchmark"], record["run"]["name"]), []).append((record, path))
+        chosen: dict[str, list[dict]] = {}
+        for (benchmark, _), several in records.items():
+            kept = _chosen(study, [record for record, _ in several])
+            chosen.setdefault(benchmark, []).append(kept)
+            for record, path in several:
+                if record != kept:
+                    aside.setdefault(path, []).append(to_line(record))
+        for path, rest in aside.items():
+            copy = place / "work" / path.name
+            write_whole(copy, b"".join(rest))
+            moved = set_aside(copy, copy.parent / "set-aside")
+            warn(f"{path}: {len(rest)} lines that are damaged, or of a run with another record, are set aside as {moved}")
+        for benchmark, kept in chosen.items():
+            write_records(published_path(study.name, benchmark), kept)
+        for path in files:
+            if path.suffix == ".json":
+                path.unlink(missing_ok=True)
+
+
+def forget(runs: Iterable[Run]) -> None:
+    """Remove the records of runs, published or not, and all else that would spare them a training."""
+    names: dict[Path, set[str]] = {}
+    for run in runs:
+        names.setdefault(published_path(run.study, run.benchmark), set()).add(run.name)
+        dense = (folder(run.study) / "work").glob(f"dense-{run.benchmark}-{run.seed}-*/*.dense")
+        for path in (run.record_path, run.place("work", ".checkpoint"), run.place("models", ".model"), *dense):
+            path.unlink(missing_ok=True)
+    for path, gone in names.items():
+        with locked(path.parent / "work" / "publish.lock"):
+            pairs = [(line, _readable(line)) for line in lines(path)]
+            if pairs:
+                kept = [line for line, record in pairs if record is None or record["run"]["name"] not in gone]
+                write_whole(path, b"".join(line + b"\n" for line in kept))
+
+
+def _chosen(study: Study, records: list[dict]) -> dict:
+    """Choose of the records of one run the current one, else the first."""
+    run = records[0]["run"]
+    if any(record != records[0] for record in records):
+        with contextlib.suppress(StudyError):  # a benchmark or method that the study has no more
+            goal = run.get("requirement")
+            (there,) = study.select(run["benchmark"], goal and [goal], run["method"], [run["seed"]])
+            return next((record for record in records if _belongs(record, there)), records[0])
+    return records[0]
+
+
+def _readable(line: bytes) -> dict | None:
+    """Return the record of a line, None where it is damaged or not a run's."""
+    try:
+        record = from_line(line)
+    except DamagedFile:
+        return None
+    return record if "run" in record else None
+
+
+def _belongs(record: dict, run: Run) -> bool:
+    same = record.get("key") == run.key and record["run"]["name"] == run.name
+    return same and fingerprint_of(run.dataset) in (None, record["fingerprint"])

@@ -1,0 +1,198 @@
+"""Study files: ``studies/<name>.yaml`` spells out what is run.
+
+    study = load("digits")
+    study.runs                                    # benchmarks × requirements × methods × seeds
+    study.select("digits-2c", methods="[iterative]", seeds=[3])
+
+A study of ``kind: tradeoff`` has a ``plan`` in place of requirements; its runs are curves and scans of layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, field_validator
+
+from pruning.methods import METHODS
+from pruning.study.benchmarks import BENCHMARKS
+from pruning.study.config import (
+    CURVES,
+    HASHED,
+    SCAN,
+    Plan,
+    Recipe,
+    Requirement,
+    Run,
+    Seed,
+    Settings,
+    Strict,
+    StudyError,
+    checked,
+    member,
+)
+from pruning.study.paths import root
+
+REPORTED_METHOD = "iterative"  # the report's own
+
+
+class _Spec(Strict):
+    kind: Literal["requirement", "tradeoff"] = "requirement"
+    title: str
+    benchmarks: Annotated[dict[str, dict], Field(min_length=1)]
+    methods: Annotated[list[str], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    settings: dict = {}
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _benchmarks(cls, parts: dict) -> dict:
+        for name in parts:
+            member(BENCHMARKS, "benchmark", name)
+        return parts
+
+    @field_validator("methods")
+    @classmethod
+    def _methods(cls, methods: list, about) -> list:
+        known = CURVES if about.data.get("kind") == "tradeoff" else [*METHODS, HASHED]
+        for name in methods:
+            member(known, "method", name)
+        return methods
+
+
+class _TradeoffSpec(_Spec):
+    plan: dict
+
+
+class _Part(Strict):
+    settings: dict = {}
+
+
+class _RequirementPart(_Part):
+    requirements: Annotated[list[Requirement], Field(min_length=1)]
+
+
+class Study(Strict):
+    """A study's name, title and runs, and what its runs are made of; ``plan`` where it measures trade-offs."""
+
+    name: str
+    title: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    requirements: dict[str, tuple[float, ...]]
+    settings: dict[str, Settings]
+    plan: Plan | None = None
+
+    @property
+    def benchmarks(self) -> tuple[str, ...]:
+        return tuple(self.settings)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return self.select()
+
+    def select(self, benchmark=None, requirements=None, methods=None, seeds=None) -> tuple[Run, ...]:
+        """Return the runs of the study, or those asked for; ``None`` means all that the study has.
+
+        ``benchmark`` is a name or a list of names; requirements, methods and seeds may go beyond
+        the study's own. Lists may come as text (``"[3]"``), as Papermill's ``-p`` hands them over.
+        """
+        names = _listed("benchmark", benchmark, str) or self.benchmarks
+        for name in names:
+            if name not in self.settings:
+                raise StudyError(
+                    f"benchmark '{name}' is not in the study '{self.name}', which has {', '.join(self.benchmarks)}"
+                )
+        wanted = _listed("requirements", requirements, float)
+        if self.plan and wanted:
+            raise StudyError(f"the study '{self.name}' measures trade-offs: its runs have no requirement")
+        own = self.methods + ((SCAN,) if self.plan else ())
+        return tuple(
+            checked(Run, goal | {
+                "study": self.name, "benchmark": name, "method": method, "seed": seed, "settings": self.settings[name],
+            })
+            for name in names
+            for goal in self._goals(wanted or self.requirements.get(name, ()))
+            for method in _listed("methods", methods, str) or own
+            for seed in _listed("seeds", seeds, int) or self.seeds
+        )
+
+    def _goals(self, requirements) -> list[dict]:
+        return [{"plan": self.plan}] if self.plan else [{"requirement": requirement} for requirement in requirements]
+
+
+def names() -> list[str]:
+    """Return the names of all studies."""
+    return sorted(path.stem for path in (root() / "studies").glob("*.yaml"))
+
+
+def load(name: str | Path) -> Study:
+    """Load the study ``studies/<name>.yaml``, or the one in a YAML file; ``StudyError`` says what is wrong."""
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else root() / "studies" / f"{name}.yaml"
+    if not path.is_file():
+        raise StudyError(f"no study '{name}' ({path} is missing); there are {', '.join(names())}")
+    try:
+        values = yaml.load(path.read_bytes(), UniqueKeys)
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise StudyError(f"{path}: a study is a mapping with the keys {', '.join(_Spec.model_fields)}")
+    curves = values.get("kind") == "tradeoff"
+    spec = checked(_TradeoffSpec if curves else _Spec, values, f"{path}: ")
+    model = Recipe if curves else Settings
+    common = checked(model, spec.settings, f"{path}: settings.").model_dump(exclude_unset=True)
+    settings, requirements = {}, {}
+    for benchmark, values in spec.benchmarks.items():
+        place = f"{path}: benchmarks.{benchmark}."
+        part = checked(_Part if curves else _RequirementPart, values, place)
+        own = checked(model, part.settings, f"{place}settings.").model_dump(exclude_unset=True)
+        settings[benchmark] = Settings(**common | own)
+        requirements[benchmark] = () if curves else tuple(part.requirements)
+    lists = {f"benchmarks.{benchmark}.requirements": values for benchmark, values in requirements.items()}
+    for what, values in (lists | {"methods": spec.methods, "seeds": spec.seeds}).items():
+        if len(set(values)) < len(values):
+            raise StudyError(f"{path}: {what} lists something twice: {list(values)}")
+    return Study(
+        name=path.stem, title=spec.title, methods=tuple(spec.methods), seeds=tuple(spec.seeds), settings=settings,
+        requirements=requirements, plan=checked(Plan, spec.plan, f"{path}: plan.") if curves else None,
+    )
+
+
+def find(benchmark: str, study: str | None = None) -> Study:
+    """Load the study named, or else the largest with the benchmark and the report's method."""
+    if study:
+        return load(study)
+    candidates = [one for one in map(load, names()) if one.plan is None and benchmark in one.benchmarks]
+    if candidates:
+        return max(candidates, key=lambda candidate: (REPORTED_METHOD in candidate.methods, len(candidate.runs)))
+    raise StudyError(f"no study has a benchmark '{benchmark}'; known are {', '.join(BENCHMARKS)}")
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML's plain loader, but a key given twice is an error instead of a silent loss."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{name}' stands twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _listed(what: str, value, kind: type) -> list | None:
+    """Return a list of ``kind`` from a list, a single value or their text; None stays None."""
+    if value is None:
+        return None
+    if isinstance(value, str) and (kind is not str or value.lstrip().startswith("[")):
+        with contextlib.suppress(yaml.YAMLError):
+            value = yaml.safe_load(value)
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    accepted = (int, float) if kind is float else kind
+    if not values or any(isinstance(item, bool) or not isinstance(item, accepted) for item in values):
+        expected = f"a list of one or more {kind.__name__}s, such as -y '{what}: [...]'"
+        raise StudyError(f"{what} must be {expected}; got {value!r}")
+    return [kind(item) for item in values]
