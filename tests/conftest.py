@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two processes of one thread beat one of two
 
 # The longest files, so that no worker is left alone with one of them at the end.
-FIRST = ("test_graph.py", "1-benchmark.ipynb", "test_methods.py", "test_savings.py", "test_deploy.py", "test_study.py")
+FIRST = ("test_graph.py", "1-benchmark.ipynb", "test_methods.py", "test_savings.py", "test_exports.py")
 ARITHMETIC = ("1-benchmark.ipynb", "7-deploy.ipynb")  # the others show committed records
 
 

@@ -11,6 +11,8 @@ from pruning.masks import masked, masked_layers, unmasked
 from pruning.notation import lenet
 from pruning.study.datasets import load
 
+pytestmark = pytest.mark.arithmetic
+
 LENET = "28x28-6c5-16c5-120-84-10"
 
 
@@ -41,6 +43,7 @@ def test_sharing_again_changes_nothing():
     assert all(len(layer.weight[layer.mask].unique()) <= 16 for layer in masked_layers(small).values())
 
 
+@pytest.mark.slow
 def test_tuning_repairs_what_sharing_broke_and_keeps_the_sharing(digits):
     train = load("digits").train
 
