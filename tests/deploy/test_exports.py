@@ -87,7 +87,7 @@ def clear(found: torch.Tensor) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def real():
-    """A LeNet of 5 % of its synapses, trained for seconds on MNIST where it is at hand, or the digits; test data, logits."""
+    """A LeNet of 5 % of its synapses, trained for seconds on MNIST (or the digits); with test data and logits."""
     torch.set_num_threads(1)
     data = load("mnist" if fingerprint("mnist") else "digits")
     generator = torch.Generator().manual_seed(0)
