@@ -115,7 +115,7 @@ def memory(data: datasets.Dataset, pictures: Pictures, notation: str, batch: int
 
 def pruned(notation: str, recipe: Recipe, density: float, device):
     """A training as the study prepares it, its weights of the smallest magnitude pruned."""
-    training = prepare(notation, recipe, 0.5, None, 0, device)
+    training = prepare(notation, recipe, 0.5, METHODS["unpruned"], 0, device)
     for layer in masked_layers(training.model).values():
         scores = layer.weight.detach().abs()
         layer.prune(scores > scores.flatten().kthvalue(max(round((1 - density) * scores.numel()), 1)).values)
@@ -193,10 +193,14 @@ def acted_out(names: list[str], rounds: int, seconds: float) -> dict[str, list[t
     return found
 
 
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds: on the CPU those of the process, which has one thread, as other programs may run beside it."""
+    return time.process_time if device.type == "cpu" else time.perf_counter
+
+
 def rates(steps: dict[str, Callable], batch: int, rounds: int, seconds: float, device: torch.device) -> dict[str, float]:
     """Images a second of each variant: medians over rounds in which all take their turn."""
-    # One thread's processor time: what else runs on the machine counts less.
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    clock = clock_of(device)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for one in steps.values():
         for _ in range(3):
@@ -221,18 +225,18 @@ def matrix_rate(device: torch.device, size: int = 1024) -> float:
     return rates(one, 1, 5, 0.3, device)["product"] * 2 * size**3 / 1e9
 
 
-def median_seconds(action: Callable[[], object], rounds: int = 5) -> float:
-    times = []
+def median_seconds(action: Callable[[], object], device: torch.device, rounds: int = 5) -> float:
+    times, clock = [], clock_of(device)
     for _ in range(rounds):
-        began = time.perf_counter()
+        began = clock()
         action()
-        times.append(time.perf_counter() - began)
+        times.append(clock() - began)
     return statistics.median(times)
 
 
 def fresh(code: str) -> float:
-    """Seconds that a statement takes in a fresh process, the interpreter's own start not counted."""
-    script = f"import time; began = time.perf_counter(); {code}; print(time.perf_counter() - began)"
+    """Processor seconds that a statement takes in a fresh process, the interpreter's own start not counted."""
+    script = f"import time; began = time.process_time(); {code}; print(time.process_time() - began)"
     run = lambda: subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return statistics.median(float(run().stdout.split()[-1]) for _ in range(3))
 
@@ -270,6 +274,27 @@ def side_by_side(seconds: float) -> float:
         alone = count(1)
         ratios.append(count(2) / alone)
     return statistics.median(ratios)
+
+
+def timed(benchmark: str, device: torch.device) -> list[tuple[str, float]]:
+    """What else takes time, each with its seconds."""
+    parts = []
+    for name in ("digits", "mnist", "cifar10"):
+        if datasets.fingerprint(name) is not None:
+            seconds = fresh(f"from pruning.study import datasets; began = time.process_time(); datasets.load('{name}')")
+            parts.append((f"load {name} from its prepared copy", seconds))
+    dataset, notation = BENCHMARKS[benchmark]
+    data = datasets.load(dataset, device)
+    training = prepare(notation, Recipe(), 0.5, METHODS["unpruned"], 0, device)
+    parts.append((f"evaluate the {len(data.test.labels):,} test images of {benchmark}",
+                  median_seconds(lambda: accuracy(training.average, data.test), device)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint"
+        parts.append(("write a checkpoint", median_seconds(lambda: save_state(path, training.state_dict(), "bench"), device)))
+        parts.append(("read a checkpoint", median_seconds(lambda: load_state(path, "bench", device), device)))
+    parts.append(("import pruning (and torch)", fresh("import pruning")))
+    parts.append(("import torch alone", fresh("import torch")))
+    return parts
 
 
 def main() -> None:
@@ -340,22 +365,7 @@ def main() -> None:
             )
             print(kernel[-1], flush=True)
 
-    parts = []
-    for name in ("digits", "mnist", "cifar10"):
-        if datasets.fingerprint(name) is not None:
-            seconds = fresh(f"from pruning.study import datasets; began = time.perf_counter(); datasets.load('{name}')")
-            parts.append((f"load {name} from its prepared copy", seconds))
-    dataset, notation = BENCHMARKS[given.benchmarks[0]]
-    data = datasets.load(dataset, device)
-    training = prepare(notation, Recipe(), 0.5, METHODS["unpruned"], 0, device)
-    parts.append((f"evaluate the {len(data.test.labels):,} test images of {given.benchmarks[0]}",
-                  median_seconds(lambda: accuracy(training.average, data.test))))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "checkpoint"
-        parts.append(("write a checkpoint", median_seconds(lambda: save_state(path, training.state_dict(), "bench"))))
-        parts.append(("read a checkpoint", median_seconds(lambda: load_state(path, "bench", device))))
-    parts.append(("import pruning (and torch)", fresh("from pruning import PruneControl")))
-    parts.append(("import torch alone", fresh("import torch")))
+    parts = timed(given.benchmarks[0], device)
     both = side_by_side(4 * given.seconds) if device.type == "cpu" else None
 
     machine = environment(device)
@@ -386,7 +396,7 @@ compiler are held to them, and so is MKL, which does the matrix products, on pro
 |---|---|---|---|---|---|---|
 {chr(10).join(kernel)}
 
-| what | seconds |
+| what | seconds{" of processor time" if device.type == "cpu" else ""} |
 |---|---|
 {chr(10).join(f"| {what} | {seconds:.3f} |" for what, seconds in parts)}
 """

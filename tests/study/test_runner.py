@@ -24,7 +24,7 @@ from pruning.study.runner import run_all
 from pruning.study.store import current, publish
 from pruning.study.training import network
 
-pytestmark = pytest.mark.usefixtures("one_thread", "results")
+pytestmark = [pytest.mark.usefixtures("one_thread", "results"), pytest.mark.arithmetic]
 
 
 @pytest.mark.arithmetic
