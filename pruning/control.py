@@ -1,25 +1,29 @@
 """Prune control: watches the validation accuracy of a model in training and prunes it.
 
-    model = masked(model)
-    control = PruneControl(model, requirement=0.99, optimizer=optimizer)
-    for iteration, batch in enumerate(batches, start=1):
-        training_step(model, optimizer, batch)
-        if iteration % 100 == 0 and control.update(iteration, validation_accuracy(model)).finished:
-            break
-    model = control.delivered()
+    >>> from pruning import density, masked
+    >>> images = torch.randn(512, 20)
+    >>> labels = (images[:, 0] > 0).long()
+    >>> model = masked(nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 2)))
+    >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    >>> control = PruneControl(model, requirement=0.9, optimizer=optimizer)
+    >>> for iteration in range(1, 1001):
+    ...     optimizer.zero_grad()
+    ...     nn.functional.cross_entropy(model(images), labels).backward()
+    ...     optimizer.step()
+    ...     if iteration % 20 == 0:      # the accuracy is that of validation images, where there are any
+    ...         accuracy = (model(images).argmax(1) == labels).float().mean().item()
+    ...         if control.update(iteration, accuracy).finished:
+    ...             break
+    >>> density(control.delivered()) < 0.5
+    True
 
 Phases: ``train`` until the requirement is met, ``recover`` after every pruning, ``dense`` where a method lets all
 synapses come back, ``done`` once a stop condition holds. An event of phase ``look`` is a step of pruning that left the
 requirement met. What is delivered is the sparsest model that met the requirement.
 
-Some methods act at every iteration; their loop says before the optimizer's step:
-
-    if control.watching:
-        control.observe(iteration)
-
-and one that measures what each step of pruning costs, as ``adaptive`` does, is given the means:
-
-    control.update(iteration, validation_accuracy(model), lambda: validation_accuracy(model), next_images)
+Some methods act at every iteration: where ``control.watching``, their loop calls ``control.observe(iteration)`` before
+the optimizer's step. One that measures what each step of pruning costs, as ``adaptive`` does, is given the means:
+``control.update(iteration, accuracy(), accuracy, next_images)``.
 """
 
 from __future__ import annotations
@@ -32,7 +36,6 @@ from dataclasses import asdict, dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from pruning.layers import Synapses
 from pruning.masks import verify
 from pruning.methods import METHODS, Method
 from pruning.pruner import Pruner
@@ -130,11 +133,6 @@ class PruneControl:
         """Significant synapses over all synapses of the model as it is now."""
         return self.pruner.density
 
-    @property
-    def layers(self) -> dict[str, Synapses]:
-        """The masked layers by name."""
-        return self.pruner.layers
-
     def densities(self) -> dict[str, float]:
         """Density of each layer as it is now."""
         return self.pruner.densities()
@@ -187,7 +185,7 @@ class PruneControl:
         the caller counts as an iteration. Its effort is a multiple of the iterations up to the requirement: for a
         model that comes trained, ``iteration`` counts on from those of its training.
         """
-        accuracy = self._checked(iteration, accuracy, evaluate, next_images)
+        accuracy = _checked(self, iteration, accuracy, evaluate, next_images)
         verify(self.pruner.model, self.pruner.layers)
         density, looks = self.pruner.density, []
         if accuracy >= self.requirement:
@@ -203,7 +201,7 @@ class PruneControl:
             decision = Decision("budget spent" if over else "wait", phase="train")
         else:
             feedback = Feedback(evaluate or _missing, next_images or _missing, report)
-            evaluation = self._evaluation(iteration, accuracy, self.start)
+            evaluation = _evaluation(self, iteration, accuracy, self.start)
             decision = self.strategy.step(self.pruner, evaluation, feedback)
             self.missed = 0 if accuracy >= self.requirement else self.missed + 1
         if decision.thresholds:
@@ -212,46 +210,8 @@ class PruneControl:
         self.phase = "done" if decision.stops else decision.phase
         looks[-1:] = [replace(last, action=decision.action) for last in looks[-1:]]
         self.events += [event, *looks]
-        self._ask_for_gradients()
+        _ask_for_gradients(self)
         return event
-
-    def _checked(self, iteration: int, accuracy: float, evaluate, next_images) -> float:
-        if self.finished:
-            raise RuntimeError("the control has stopped: take delivered()")
-        if not 0 <= accuracy <= 1:
-            raise ValueError(f"accuracy must be a fraction between 0 and 1, got {accuracy}")
-        late = self.start is not None and iteration > self.start
-        if self.hook.acts and (self.hook.early or late) and not self.observed:
-            raise RuntimeError(
-                "this method acts at every iteration, and was never told of one: call observe(iteration) between "
-                "loss.backward() and optimizer.step() while control.watching is true"
-            )
-        given = {"evaluate": evaluate, "next_images": next_images}
-        if any(given[name] is None for name in self.strategy.needs):
-            raise ValueError(
-                "this method asks what pruning costs: call update(iteration, accuracy, evaluate, next_images)"
-            )
-        if self.strategy.needs and iteration < 1:
-            raise ValueError(
-                f"iteration must be at least 1, got {iteration}: this method's effort is a multiple of the iterations "
-                "up to the requirement, so count those of the training that a model comes with"
-            )
-        return float(accuracy)
-
-    def _evaluation(self, iteration: int, accuracy: float, start: int) -> Evaluation:
-        last = next((event.iteration for event in reversed(self.events) if event.phase != "look"), 0)
-        return Evaluation(
-            iteration,
-            accuracy,
-            self.requirement,
-            start,
-            next=2 * iteration - last,  # as far away as the last
-            missed=self.missed,
-            dense=sum(event.phase == "train" for event in self.events),
-            patience=self.patience,
-            budget=self.budget,
-            ramp=self.ramp,
-        )
 
     def _event(self, iteration, phase, accuracy, density, action, thresholds) -> Event:
         return Event(iteration, phase, accuracy, density, action, self.pruner.densities(), thresholds)
@@ -262,11 +222,6 @@ class PruneControl:
             state = {name: tensor.detach().clone() for name, tensor in self.pruner.evaluated.state_dict().items()}
             self.best = {"iteration": iteration, "accuracy": accuracy, "density": density, "model": state}
 
-    def _ask_for_gradients(self) -> None:
-        if self.hook.dense and self.start is not None:
-            for layer in self.pruner.layers.values():
-                layer.dense_gradient = True
-
     def delivered(self) -> nn.Module:
         """Copy the sparsest model that met the requirement; where none did, the model as it is, with a warning."""
         if self.best is None:
@@ -274,45 +229,82 @@ class PruneControl:
             warnings.warn(text, stacklevel=2)
         return self.pruner.deliver(self.best["model"] if self.best else None)
 
-    _STATE = ("phase", "missed", "start", "best", "observed")
-
     def state_dict(self) -> dict:
         """All that the control needs to go on, as tensors and plain values."""
-        return (
-            self._identity()
-            | {name: copy.deepcopy(getattr(self, name)) for name in self._STATE}
-            | {
-                "pruner": self.pruner.state_dict(),
-                "strategy": _kept(self.strategy),
-                "hook": _kept(self.hook),
-                "events": [asdict(event) for event in self.events],
-            }
-        )
-
-    def _identity(self) -> dict:
-        """Return what a state must agree in with the control that loads it."""
-        layers = {name: list(layer.mask.shape) for name, layer in self.pruner.layers.items()}
-        return {
-            "requirement": self.requirement,
-            "method": self.method.fields(),
-            "layers": layers,
-            "ramp": self.ramp,
-            "seed": self.pruner.seed,
-        }
+        return _identity(self) | _state(self)
 
     def load_state_dict(self, state: Mapping) -> None:
         """Go on from ``state_dict()``; model, average and optimizer are restored by their owner."""
-        for name, own in self._identity().items():
-            if state[name] != own:
-                raise ValueError(f"this state belongs to another {name}: {state[name]}, where this control has {own}")
-        for name in self._STATE:
-            setattr(self, name, copy.deepcopy(state[name]))
-        self.events = [Event(**event) for event in state["events"]]
-        self.pruner.load_state_dict(state["pruner"])
-        for part, kept in ((self.strategy, state["strategy"]), (self.hook, state["hook"])):
-            for name, value in copy.deepcopy(kept).items():
-                setattr(part, name, value)
-        self._ask_for_gradients()
+        _load(self, state)
+
+
+def _checked(control: PruneControl, iteration: int, accuracy: float, evaluate, next_images) -> float:
+    if control.finished:
+        raise RuntimeError("the control has stopped: take delivered()")
+    if not 0 <= accuracy <= 1:
+        raise ValueError(f"accuracy must be a fraction between 0 and 1, got {accuracy}")
+    late = control.start is not None and iteration > control.start
+    if control.hook.acts and (control.hook.early or late) and not control.observed:
+        raise RuntimeError(
+            "this method acts at every iteration, and was never told of one: call observe(iteration) between "
+            "loss.backward() and optimizer.step() while control.watching is true"
+        )
+    given = {"evaluate": evaluate, "next_images": next_images}
+    if any(given[name] is None for name in control.strategy.needs):
+        raise ValueError("this method asks what pruning costs: call update(iteration, accuracy, evaluate, next_images)")
+    if control.strategy.needs and iteration < 1:
+        raise ValueError(
+            f"iteration must be at least 1, got {iteration}: this method's effort is a multiple of the iterations "
+            "up to the requirement, so count those of the training that a model comes with"
+        )
+    return float(accuracy)
+
+
+def _evaluation(control: PruneControl, iteration: int, accuracy: float, start: int) -> Evaluation:
+    last = next((event.iteration for event in reversed(control.events) if event.phase != "look"), 0)
+    return Evaluation(
+        iteration,
+        accuracy,
+        control.requirement,
+        start,
+        next=2 * iteration - last,  # as far away as the last
+        missed=control.missed,
+        dense=sum(event.phase == "train" for event in control.events),
+        patience=control.patience,
+        budget=control.budget,
+        ramp=control.ramp,
+    )
+
+
+def _ask_for_gradients(control: PruneControl) -> None:
+    """Ask for the gradients of pruned synapses, where the hook needs them."""
+    if control.hook.dense and control.start is not None:
+        for layer in control.pruner.layers.values():
+            layer.dense_gradient = True
+
+
+def _identity(control: PruneControl) -> dict:
+    """Return what a state must agree in with the control that loads it."""
+    layers = {name: list(layer.mask.shape) for name, layer in control.pruner.layers.items()}
+    return {
+        "requirement": control.requirement,
+        "method": control.method.fields(),
+        "layers": layers,
+        "ramp": control.ramp,
+        "seed": control.pruner.seed,
+    }
+
+
+_STATE = ("phase", "missed", "start", "best", "observed")
+
+
+def _state(control: PruneControl) -> dict:
+    return {name: copy.deepcopy(getattr(control, name)) for name in _STATE} | {
+        "pruner": control.pruner.state_dict(),
+        "strategy": _kept(control.strategy),
+        "hook": _kept(control.hook),
+        "events": [asdict(event) for event in control.events],
+    }
 
 
 def _kept(part) -> dict:
@@ -327,3 +319,17 @@ def _fresh(part):
 
 def _missing():
     raise RuntimeError("this method asked for what update(iteration, accuracy, evaluate, next_images) was not given")
+
+
+def _load(control: PruneControl, state: Mapping) -> None:
+    for name, own in _identity(control).items():
+        if state[name] != own:
+            raise ValueError(f"this state belongs to another {name}: {state[name]}, where this control has {own}")
+    for name in _STATE:
+        setattr(control, name, copy.deepcopy(state[name]))
+    control.events = [Event(**event) for event in state["events"]]
+    control.pruner.load_state_dict(state["pruner"])
+    for part, kept in ((control.strategy, state["strategy"]), (control.hook, state["hook"])):
+        for name, value in copy.deepcopy(kept).items():
+            setattr(part, name, value)
+    _ask_for_gradients(control)

@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from pruning.allocation import above_threshold
 from pruning.compensation import Jacobian
 from pruning.hooks import Hook
+from pruning.layers import Synapses
 from pruning.masks import masked_layers
 
 
 class Pruner:
     """Score, prune, save and rewind a model of masked layers, with its average and its optimizer.
 
-    ``criterion``, ``allocation`` and ``masking`` are the method's, ``hook`` is the control's own. Given the
-    ``optimizer``, its momentum of pruned synapses is cleared, so that the stored weights stay zero too. Given an
-    ``average`` of the model (a masked copy that is the one evaluated and delivered), its masks follow; with
-    ``score_average`` the criterion reads its weights. ``paces`` sets the pace of single layers by name. Random
-    criteria follow from ``seed`` and ``round``, the number of prunings so far.
+    ``criterion``, ``allocation`` and ``masking`` are the method's, ``hook`` is the control's own. The ``optimizer``'s
+    momentum of pruned synapses is cleared, so that stored weights stay zero too. An ``average`` (a masked copy of the
+    model, evaluated and delivered) gets the masks; with ``score_average`` it is what is scored. ``paces`` sets the pace
+    of single layers by name. Random criteria follow from ``seed`` and ``round``, the number of prunings so far.
     """
 
     def __init__(
@@ -112,7 +112,8 @@ class Pruner:
     @torch.no_grad()
     def prune(self, amounts: Mapping[str, float], jacobian: Jacobian | None = None) -> dict[str, float]:
         """Prune each layer by its amount, and compensate by a Jacobian where one is given; returns the thresholds."""
-        self._require_finite()
+        for layers in (self.layers, self.averages):
+            _require_finite(layers)
         scores = self.hook.scores(self)
         # A layer without scores, such as a frozen one where gradients score, stays as it is.
         scored = {name: layer for name, layer in self.layers.items() if name in scores}
@@ -124,12 +125,6 @@ class Pruner:
             jacobian.compensate(masks, {id(model): model for model in (self.model, self.evaluated)}.values())
         self._set_masks(masks)
         return thresholds
-
-    def _require_finite(self) -> None:
-        for layers in (self.layers, self.averages):
-            for name, layer in layers.items():
-                if not layer.weight.isfinite().all():
-                    raise ValueError(f"layer '{name}' has weights that are not finite: nothing was pruned")
 
     def apply(self, thresholds: Mapping[str, float]) -> None:
         """Set the masks that follow from one threshold per layer and the scores of this moment."""
@@ -147,10 +142,7 @@ class Pruner:
 
     @torch.no_grad()
     def set_mask(self, name: str, keep: Tensor) -> None:
-        """Make ``keep`` (bool, shape of the weight) the mask of a layer, in the average too.
-
-        Pruned weights and their momentum become zero, unless the hook lets them go on learning.
-        """
+        """Make ``keep`` (bool, shape of the weight) a layer's mask; zero what is pruned, unless the hook lets it learn."""
         for layer in (self.layers[name], self.averages.get(name)):
             if layer is not None and self.hook.learns_masked:
                 layer.mask.copy_(keep)
@@ -202,3 +194,9 @@ class Pruner:
     def load_state_dict(self, state: Mapping) -> None:
         """Go on from ``state_dict()``."""
         self.round, self.checkpoints = state["round"], copy.deepcopy(state["checkpoints"])
+
+
+def _require_finite(layers: Mapping[str, Synapses]) -> None:
+    for name, layer in layers.items():
+        if not layer.weight.isfinite().all():
+            raise ValueError(f"layer '{name}' has weights that are not finite: nothing was pruned")
