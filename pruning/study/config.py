@@ -53,10 +53,11 @@ class Recipe(Strict):
     """How every network is trained, pruned or not.
 
     ``batch`` images per iteration; SGD with Nesterov momentum at a ``learning_rate`` that rises over the first
-    ``warmup`` iterations (large early steps can kill ReLUs permanently) and is constant from there; ``averaging`` is the decay per
-    iteration of the exponential moving average of the weights that is evaluated and delivered (Polyak averaging: what a
-    decaying rate would bring, without a horizon that the control would have to know); training images are shifted by up
-    to ``shift`` pixels and, with ``flip``, mirrored at random; ``interval`` iterations lie between evaluations.
+    ``warmup`` iterations (large early steps can kill ReLUs permanently) and is constant from there; ``averaging`` is the
+    decay per iteration of the exponential moving average of the weights that is evaluated and delivered (Polyak
+    averaging: what a decaying rate would bring, without a horizon that the control would have to know); training images
+    are shifted by up to ``shift`` pixels and, with ``flip``, mirrored at random; ``interval`` iterations lie between
+    evaluations.
     """
 
     batch: Count = 128
