@@ -46,8 +46,8 @@ def command_line() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def add(act: Callable, study: str | None = None, selects: bool = False, trains: bool = False) -> None:
-        text = (act.__doc__ or "").rstrip(".")
-        verb = verbs.add_parser(act.__name__.rstrip("_"), help=text[0].lower() + text[1:], description=act.__doc__)
+        text = act.__doc__ or ""
+        verb = verbs.add_parser(act.__name__.rstrip("_"), help=text[0].lower() + text[1:-1], description=text)
         verb.set_defaults(act=act)
         if study:
             verb.add_argument("study", nargs="?", default=study, help=f"name or YAML file (default {study})")

@@ -1,12 +1,7 @@
 """Compensation: what the weights that stay must change by, so that the outputs survive a pruning.
 
-    >>> from pruning import masked
-    >>> model = masked(nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 2)))
-    >>> jacobian = Jacobian(model, [torch.randn(64, 20)])      # how the outputs depend on every weight and bias
-    >>> jacobian.rows.shape
-    torch.Size([64, 692])
-    >>> keep = {name: layer.weight.abs() > 0.05 for name, layer in masked_layers(model).items()}
-    >>> jacobian.compensate(keep, [model])      # prune to these masks, and change what stays
+    jacobian = Jacobian(model, [images])     # how the outputs depend on every weight
+    jacobian.compensate(keep, [model])      # prune to the masks keep, and change what stays
 
 A network's outputs are taken as linear in its weights around where it stands, as Optimal Brain
 Surgeon does with the loss (Hassibi and Stork 1993). Cutting synapses moves the outputs of some images by
@@ -75,7 +70,7 @@ class Jacobian:
         ])
 
     def within(self, keep: Mapping[str, Tensor]) -> Jacobian:
-        """Return the rows for the masks ``keep``, within those they were made with: a next step measures nothing."""
+        """Return the same rows for masks ``keep`` within those they were made with: a next step needs no measuring."""
         other = copy.copy(self)
         other.rows = self.rows[:, self._stays(keep)]
         other.masks = {_weight(name): kept.clone() for name, kept in keep.items()}
@@ -116,7 +111,7 @@ class Jacobian:
 
 
 def _weight(layer: str) -> str:
-    """Return the name of a layer's weight; the layer without a name is the model itself."""
+    """Name a layer's weight; the layer without a name is the model itself."""
     return f"{layer}.weight" if layer else "weight"
 
 
@@ -128,5 +123,5 @@ def _signs(count: int, outputs: int, generator: torch.Generator | None) -> Tenso
     return signs - signs.mean(1, keepdim=True) if outputs > 1 else signs
 
 
-def _combined(plain: nn.Module, values: dict[str, Tensor], image: Tensor, signs: Tensor) -> Tensor:
-    return (functional_call(plain, values, (image[None],))[0] * signs).sum()
+def _combined(plain: nn.Module, values: Mapping[str, Tensor], image: Tensor, signs: Tensor) -> Tensor:
+    return (functional_call(plain, dict(values), (image[None],))[0] * signs).sum()

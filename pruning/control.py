@@ -1,40 +1,38 @@
 """Prune control: watches the validation accuracy of a model in training and prunes it.
 
-    >>> from pruning import density, masked
-    >>> images = torch.randn(512, 20)
-    >>> labels = (images[:, 0] > 0).long()
-    >>> model = masked(nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 2)))
-    >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    >>> control = PruneControl(model, requirement=0.9, optimizer=optimizer)
-    >>> for iteration in range(1, 1001):
-    ...     optimizer.zero_grad()
-    ...     nn.functional.cross_entropy(model(images), labels).backward()
-    ...     optimizer.step()
-    ...     if iteration % 20 == 0:      # the accuracy is that of validation images, where there are any
-    ...         accuracy = (model(images).argmax(1) == labels).float().mean().item()
-    ...         if control.update(iteration, accuracy).finished:
-    ...             break
-    >>> density(control.delivered()) < 0.5
-    True
+    model = masked(model)
+    control = PruneControl(model, requirement=0.99, optimizer=optimizer)
+    for iteration, batch in enumerate(batches, start=1):
+        training_step(model, optimizer, batch)
+        if iteration % 100 == 0 and control.update(iteration, validation_accuracy(model)).finished:
+            break
+    model = control.delivered()
 
 Phases: ``train`` until the requirement is met, ``recover`` after every pruning, ``dense`` where a method lets all
 synapses come back, ``done`` once a stop condition holds. An event of phase ``look`` is a step of pruning that left the
 requirement met. What is delivered is the sparsest model that met the requirement.
 
-Some methods act at every iteration: where ``control.watching``, their loop calls ``control.observe(iteration)`` before
-the optimizer's step. One that measures what each step of pruning costs, as ``adaptive`` does, is given the means:
-``control.update(iteration, accuracy(), accuracy, next_images)``.
+Some methods act at every iteration; their loop says before the optimizer's step:
+
+    if control.watching:
+        control.observe(iteration)
+
+and one that measures what each step of pruning costs, as ``adaptive`` does, is given the means:
+
+    control.update(iteration, validation_accuracy(model), lambda: validation_accuracy(model), next_images)
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 
+from pruning.masks import Synapses, verify
 from pruning.methods import METHODS, Method
 from pruning.pruner import Pruner
 from pruning.strategies import GOING_ON, Decision, Evaluation, Feedback
@@ -94,8 +92,7 @@ class PruneControl:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.requirement, self.method = requirement, method
         self.patience, self.budget, self.ramp = patience, budget, ramp
-        self.strategy = replace(method.strategy)  # type: ignore[type-var]  # every strategy is a dataclass
-        self.hook = replace(method.hook)
+        self.strategy, self.hook = _fresh(method.strategy), _fresh(method.hook)
         self.pruner = Pruner(
             model, method.criterion, method.allocation, method.masking, hook=self.hook, optimizer=optimizer,
             average=average, score_average=self.strategy.scores_average, paces=paces, seed=seed,
@@ -105,6 +102,7 @@ class PruneControl:
         self.start: int | None = None
         self.best: dict | None = None
         self.events: list[Event] = []
+        self.observed = False
         if self.strategy.checkpoint == 0:
             self.pruner.remember("early")
 
@@ -122,6 +120,15 @@ class PruneControl:
     def density(self) -> float:
         """Significant synapses over all synapses of the model as it is now."""
         return self.pruner.density
+
+    @property
+    def layers(self) -> dict[str, Synapses]:
+        """The masked layers by name."""
+        return self.pruner.layers
+
+    def densities(self) -> dict[str, float]:
+        """Density of each layer as it is now."""
+        return self.pruner.densities()
 
     @property
     def restarted(self) -> int:
@@ -148,7 +155,9 @@ class PruneControl:
 
     def observe(self, iteration: int) -> None:
         """Do what the method does at every iteration, the gradients of ``iteration`` at hand."""
-        if self._lacks_checkpoint and iteration - 1 == self.strategy.checkpoint:
+        self.observed = True
+        checkpoint = self.strategy.checkpoint
+        if checkpoint is not None and self._lacks_checkpoint and iteration == checkpoint + 1:
             self.pruner.remember("early")
         if self._hook_acts:
             self.hook.step(self.pruner, iteration)
@@ -167,6 +176,7 @@ class PruneControl:
         model that comes trained, ``iteration`` counts on from those of its training.
         """
         accuracy = self._checked(iteration, accuracy, evaluate, next_images)
+        verify(self.pruner.model, self.pruner.layers)
         density, looks = self.pruner.density, []
         if accuracy >= self.requirement:
             self._keep(iteration, accuracy)
@@ -180,8 +190,9 @@ class PruneControl:
             over = self.budget is not None and iteration >= self.budget
             decision = Decision("budget spent" if over else "wait", phase="train")
         else:
-            feedback = Feedback(evaluate, next_images, report)
-            decision = self.strategy.step(self.pruner, self._evaluation(iteration, accuracy), feedback)
+            feedback = Feedback(evaluate or _missing, next_images or _missing, report)
+            evaluation = self._evaluation(iteration, accuracy, self.start)
+            decision = self.strategy.step(self.pruner, evaluation, feedback)
             self.missed = 0 if accuracy >= self.requirement else self.missed + 1
         if decision.thresholds:
             self.hook.pruned(iteration, decision.thresholds, self.ramp)
@@ -197,6 +208,12 @@ class PruneControl:
             raise RuntimeError("the control has stopped: take delivered()")
         if not 0 <= accuracy <= 1:
             raise ValueError(f"accuracy must be a fraction between 0 and 1, got {accuracy}")
+        late = self.start is not None and iteration > self.start
+        if self.hook.acts and (self.hook.early or late) and not self.observed:
+            raise RuntimeError(
+                "this method acts at every iteration, and was never told of one: call observe(iteration) between "
+                "loss.backward() and optimizer.step() while control.watching is true"
+            )
         given = {"evaluate": evaluate, "next_images": next_images}
         if any(given[name] is None for name in self.strategy.needs):
             raise ValueError(
@@ -209,9 +226,8 @@ class PruneControl:
             )
         return float(accuracy)
 
-    def _evaluation(self, iteration: int, accuracy: float) -> Evaluation:
+    def _evaluation(self, iteration: int, accuracy: float, start: int) -> Evaluation:
         last = next((event.iteration for event in reversed(self.events) if event.phase != "look"), 0)
-        start = iteration if self.start is None else self.start
         return Evaluation(
             iteration, accuracy, self.requirement, start, next=2 * iteration - last,  # as far away as the last
             missed=self.missed, dense=sum(event.phase == "train" for event in self.events),
@@ -233,25 +249,35 @@ class PruneControl:
                 layer.dense_gradient = True
 
     def delivered(self) -> nn.Module:
-        """Return a copy of the sparsest model that met the requirement; of the model as it is, where none did."""
+        """Copy the sparsest model that met the requirement; where none did, the model as it is, with a warning."""
+        if self.best is None:
+            text = f"no model met the requirement of {self.requirement:g}: the model is delivered as it is"
+            warnings.warn(text, stacklevel=2)
         return self.pruner.deliver(self.best["model"] if self.best else None)
 
-    _STATE = ("requirement", "phase", "missed", "start", "best")
+    _STATE = ("phase", "missed", "start", "best", "observed")
 
     def state_dict(self) -> dict:
         """All that the control needs to go on, as tensors and plain values."""
-        return {name: copy.deepcopy(getattr(self, name)) for name in self._STATE} | {
-            "method": self.method.fields(), "layers": list(self.pruner.layers), "pruner": self.pruner.state_dict(),
+        return self._identity() | {name: copy.deepcopy(getattr(self, name)) for name in self._STATE} | {
+            "pruner": self.pruner.state_dict(),
             "strategy": _kept(self.strategy), "hook": _kept(self.hook),
             "events": [asdict(event) for event in self.events],
         }
 
+    def _identity(self) -> dict:
+        """Return what a state must agree in with the control that loads it."""
+        layers = {name: list(layer.mask.shape) for name, layer in self.pruner.layers.items()}
+        return {
+            "requirement": self.requirement, "method": self.method.fields(), "layers": layers, "ramp": self.ramp,
+            "seed": self.pruner.seed,
+        }
+
     def load_state_dict(self, state: Mapping) -> None:
         """Go on from ``state_dict()``; model, average and optimizer are restored by their owner."""
-        own = {"requirement": self.requirement, "method": self.method.fields(), "layers": list(self.pruner.layers)}
-        for name, value in own.items():
-            if state[name] != value:
-                raise ValueError(f"this state belongs to another {name}: {state[name]}, where this control has {value}")
+        for name, own in self._identity().items():
+            if state[name] != own:
+                raise ValueError(f"this state belongs to another {name}: {state[name]}, where this control has {own}")
         for name in self._STATE:
             setattr(self, name, copy.deepcopy(state[name]))
         self.events = [Event(**event) for event in state["events"]]
@@ -263,5 +289,14 @@ class PruneControl:
 
 
 def _kept(part) -> dict:
-    """Return the state of a strategy or hook: its fields that are no settings."""
+    """Copy the state of a strategy or hook: its fields that are no settings."""
     return {item.name: copy.deepcopy(getattr(part, item.name)) for item in fields(part) if not item.init}
+
+
+def _fresh(part):
+    """Copy a strategy or hook with its settings, its state as at the start."""
+    return replace(part)
+
+
+def _missing():
+    raise RuntimeError("this method asked for what update(iteration, accuracy, evaluate, next_images) was not given")

@@ -40,7 +40,7 @@ class Method:
 
 
 def settings(part) -> dict:
-    """Return a dataclass and its settings as nested plain values, without the state that it keeps."""
+    """Turn a dataclass and its settings into nested plain values, without the state that it keeps."""
     chosen = {}
     for name in [item.name for item in fields(part) if item.init]:
         value = getattr(part, name)
@@ -107,7 +107,7 @@ METHODS: Mapping[str, Method] = {
     # dense-sparse-dense has all of them back between two rounds.
     "rigl": Method(
         magnitude, erk, Rounds(GeometricSchedule(0.7)), hook=RigL(),
-        reference="synapses dropped by magnitude, grown by gradient, at each round's density; RigL, Evci et al. 2020",
+        reference="synapses dropped by magnitude and grown by gradient, between two rounds; RigL, Evci et al. 2020",
     ),
     "movement": Method(
         movement, uniform, Rounds(GeometricSchedule(0.7)), hook=GradientScores(),

@@ -1,9 +1,11 @@
 """What a control does at an evaluation: strategies, each with one method.
 
-``strategy.step(pruner, evaluation, feedback)`` is called at every evaluation from the first that meets the requirement
-on. It prunes through the pruner, and says what was done. A strategy's settings are given when it is made; what it keeps
-from one evaluation to the next are its fields with ``init=False``, which go into checkpoints. A method's strategy is a
-prototype: each control works on a copy. A new kind of method is a new class; nothing else asks what kind a method is.
+    decision = strategy.step(pruner, evaluation, feedback)
+
+``step`` is called at every evaluation from the first that meets the requirement on. It prunes through the pruner, and
+says what was done. A strategy's settings are given when it is made; what it keeps from one evaluation to the
+next are its fields with ``init=False``, which go into checkpoints. A method's strategy is a prototype: each control
+works on a copy. A new kind of method is a new class; nothing else asks what kind a method is.
 """
 
 from __future__ import annotations
@@ -31,8 +33,7 @@ class Evaluation:
 
     ``iteration`` counts mini-batch updates, ``start`` is the one after which the requirement was met first, ``next``
     that of the next evaluation. ``missed`` counts the evaluations in a row below the requirement before this one,
-    ``dense`` those up to the first that met it. ``patience`` is in evaluations; ``budget`` and ``ramp`` are in
-    iterations.
+    ``dense`` those up to the first that met it. ``patience`` is in evaluations, ``budget`` and ``ramp`` in iterations.
     """
 
     iteration: int
@@ -62,7 +63,7 @@ class Evaluation:
         return self.budget is not None and self.iteration >= self.budget
 
     def stop(self, patience: int) -> str | None:
-        """Return the reason to stop that every strategy of rounds and ramps knows, if there is one."""
+        """Give the reason to stop that every strategy of rounds and ramps knows, if there is one."""
         if not self.met and self.missed + 1 >= patience:
             return "not recovered"
         return "budget spent" if self.over_budget else None
@@ -77,8 +78,8 @@ class Feedback:
     thresholds of a pruned model that meets the requirement, so that it can be delivered.
     """
 
-    evaluate: Callable[[], float] | None
-    next_images: Callable[[], Tensor] | None
+    evaluate: Callable[[], float]
+    next_images: Callable[[], Tensor]
     report: Callable[[int, float, Mapping[str, float]], None]
 
 
@@ -107,10 +108,18 @@ class Strategy:
     ``scores_average`` the criterion reads the weights of the average.
     """
 
-    checkpoint: int | None = None
     restarted: int = 0
-    needs: tuple[str, ...] = ()
     scores_average: ClassVar[bool] = False
+
+    @property
+    def checkpoint(self) -> int | None:
+        """The iteration whose weights will be asked for."""
+        return None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What feedback must offer."""
+        return ()
 
     def step(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> Decision:
         """Prune, wait or stop."""
@@ -168,7 +177,7 @@ class Rounds(Strategy):
             raise ValueError("a method has from_dense or rewind, not both")
 
     @property
-    def checkpoint(self) -> int | None:  # type: ignore[override]
+    def checkpoint(self) -> int | None:
         return self.rewind.iteration if self.rewind else None
 
     def step(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> Decision:
@@ -203,8 +212,8 @@ class Rounds(Strategy):
 
     def _begin(self, pruner: Pruner) -> None:
         convolutions = {name for name, layer in pruner.layers.items() if layer.weight.dim() > 2}
-        paces = {name: self.convolution_pace if name in convolutions else 1.0 for name in pruner.layers}
-        self.paces = paces | pruner.paces
+        self.paces = {name: self.convolution_pace if name in convolutions else 1.0 for name in pruner.layers}
+        self.paces |= pruner.paces
         self.progress = dict.fromkeys(pruner.layers, 0.0)
 
     def _next_round(self, pruner: Pruner, slowly: bool) -> dict[str, float] | None:
@@ -284,7 +293,7 @@ class AccuracyDriven(Strategy):
     scores_average: ClassVar[bool] = True
 
     @property
-    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+    def needs(self) -> tuple[str, ...]:
         return ("evaluate", "next_images") if self.measured else ("evaluate",)
 
     def step(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> Decision:
@@ -316,13 +325,13 @@ class AccuracyDriven(Strategy):
             before = pruner.snapshot()
             pruner.round += 1
             if jacobian is None and self.measured:
-                images = [feedback.next_images() for _ in range(self.measured)]  # type: ignore[misc]  # see needs
+                images = [feedback.next_images() for _ in range(self.measured)]
                 iteration += len(images)
                 frozen = {name for name, value in pruner.model.named_parameters() if not value.requires_grad}
                 jacobian, fresh = Jacobian(pruner.evaluated, images, pruner.generator, frozen), True
             target = max(min(max(keep * pruner.significant, lowest), pruner.significant - 1), len(pruner.layers))
             thresholds = pruner.prune(dict.fromkeys(pruner.layers, target / pruner.synapses), jacobian)
-            after = feedback.evaluate()  # type: ignore[misc]
+            after = feedback.evaluate()
             if after < least:
                 pruner.restore(before)
                 if jacobian is not None and not fresh:

@@ -1,1 +1,1 @@
-"""Studies: what is run, its data and networks, how it is trained, and the records that it leaves."""
+"""Studies: configuration, data, training, records."""

@@ -1,9 +1,9 @@
 """What a run follows from: strict, frozen models of the recipe, the limits and the runs, and their keys.
 
     >>> run = Run(study="digits", benchmark="digits-2c", requirement=0.95, method="iterative", seed=0)
-    >>> run.name
-    'digits-2c-0.95-iterative-0'
-    >>> len(run.key)      # SHA-256 of all that the run's numbers follow from, but the data
+    >>> run.name, run.network
+    ('digits-2c-0.95-iterative-0', '28x28-6c5-16c5-120-84-10')
+    >>> len(run.key)  # SHA-256 of all that the run's numbers follow from, but the data
     64
 
 A run has a requirement (pruning, or a ladder of HashedNets) or a plan (a trade-off curve at fixed compression
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -53,8 +53,8 @@ class Recipe(Strict):
     """How every network is trained, pruned or not.
 
     ``batch`` images per iteration; SGD with Nesterov momentum at a ``learning_rate`` that rises over the first
-    ``warmup`` iterations (large early steps can kill ReLUs permanently) and is constant from there; ``averaging`` is the
-    decay per iteration of the exponential moving average of the weights that is evaluated and delivered (Polyak
+    ``warmup`` iterations (large early steps can kill ReLUs permanently) and is constant from there; ``averaging`` is
+    the decay per iteration of the exponential moving average of the weights that is evaluated and delivered (Polyak
     averaging: what a decaying rate would bring, without a horizon that the control would have to know); training images
     are shifted by up to ``shift`` pixels and, with ``flip``, mirrored at random; ``interval`` iterations lie between
     evaluations.
@@ -230,10 +230,10 @@ def checked(model: type[Checked], values: dict, place: str = "") -> Checked:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise StudyError("; ".join(_worded(model, place, dict(part)) for part in error.errors())) from error
+        raise StudyError("; ".join(_worded(model, place, part) for part in error.errors())) from error
 
 
-def _worded(model: type[Strict], place: str, error: Mapping[str, Any]) -> str:
+def _worded(model: type[Strict], place: str, error: Mapping) -> str:
     key = place + ".".join(str(part) for part in error["loc"])
     if error["type"] == "missing":
         return f"{key}: the key is missing"

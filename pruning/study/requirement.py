@@ -27,6 +27,7 @@ MASK_LIMIT = 4096
 
 def prune(run: Run, context: Context) -> tuple[dict, nn.Module]:
     """Train and prune to the requirement; the record's parts and the delivered model."""
+    assert run.requirement
     settings, dataset = run.settings, context.dataset
     training = prepare(
         run.network, settings, run.requirement, METHODS[run.method], run.seed, context.device, **settings.limits
@@ -39,6 +40,7 @@ def prune(run: Run, context: Context) -> tuple[dict, nn.Module]:
 
 def hash_ladder(run: Run, context: Context) -> tuple[dict, nn.Module]:
     """Train smaller and smaller HashedNets; many short trainings: one that is stopped starts again."""
+    assert run.requirement
     settings, dataset = run.settings, context.dataset
     outcome = ladder(
         run.network, dataset, settings, run.requirement, run.seed, settings.patience, settings.budget, **HASHED_FIELDS,

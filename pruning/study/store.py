@@ -2,12 +2,8 @@
 
     >>> from pruning.study.studies import load
     >>> study = load("lenet")
-    >>> len(recorded(study))      # the current records of all its runs
-    24
-    >>> current(study.runs[0])["data"]      # of one run's record, or None
-    'MNIST'
-
-``publish(study)`` takes them from ``work/`` into ``data/results/<study>/<benchmark>.jsonl``.
+    >>> current(study.runs[0])["result"]["reached"], len(recorded(study))
+    (True, 24)
 
 A record is current by its key and the fingerprint of its data, never by file times.
 """
@@ -109,10 +105,9 @@ def publish(study: Study, warn: Callable[[str], None] = print) -> None:
             copy = place / "work" / path.name
             write_whole(copy, b"".join(rest))
             moved = set_aside(copy, copy.parent / "set-aside")
-            what = f"{len(rest)} lines that are damaged, or of a run with another record"
-            warn(f"{path}: {what}, are set aside as {moved}")
-        for benchmark, those in chosen.items():
-            write_records(published_path(study.name, benchmark), those)
+            warn(f"{path}: {len(rest)} lines that are damaged, or of a run with another record: set aside as {moved}")
+        for benchmark, all_kept in chosen.items():
+            write_records(published_path(study.name, benchmark), all_kept)
         for path in files:
             if path.suffix == ".json":
                 path.unlink(missing_ok=True)

@@ -2,10 +2,11 @@
 
     >>> from pruning.methods import METHODS
     >>> from pruning.study.datasets import load
-    >>> recipe = Recipe()
-    >>> training = prepare("28x28-6c5-10", recipe, 0.9, METHODS["unpruned"], seed=0)
-    >>> train(training, load("digits"), recipe, seed=0).reached
-    True
+    >>> recipe = Recipe(batch=32, warmup=20, averaging=0.9, interval=20)
+    >>> training = prepare("28x28-6c5-16c5-120-84-10", recipe, 0.4, METHODS["unpruned"], seed=0)
+    >>> outcome = train(training, load("digits"), recipe, seed=0)
+    >>> outcome.best["density"], outcome.iterations == outcome.start
+    (1.0, True)
 
 One iteration is one mini-batch update. Everything random is a function of the seed and the
 iteration, so a run that was killed resumes its checkpoint and gives the same numbers bit for bit.
@@ -49,11 +50,11 @@ def network(notation: str, seed: int, device: torch.device | str = "cpu") -> nn.
         model = lenet(notation)
     compiled = torch.device(device).type == "cpu" and convolution.suits(model)
     layout = torch.contiguous_format if compiled else torch.channels_last
-    return masked(model).to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's types lack it
+    return masked(model).to(device, memory_format=layout)  # type: ignore[call-overload]  # as PyTorch documents it
 
 
 def batches(dataset: Dataset, recipe: Recipe, seed: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Training batches for iteration ``done`` + 1 and on: images [B, C, H, W], labels [B].
+    """Make the training batches for iteration ``done`` + 1 and on: images [B, C, H, W], labels [B].
 
     Each epoch visits the images in a new order and leaves out the last incomplete batch.
     """
@@ -74,9 +75,9 @@ def batches(dataset: Dataset, recipe: Recipe, seed: int, done: int = 0) -> Itera
         start = (iteration % per_epoch) * recipe.batch
         chosen = slice(start, start + recipe.batch)
         picked = order[chosen]
-        (down, right), (height, width) = moves[:, chosen], images.shape[2:]
+        down, right = moves[:, chosen]
         flipped = mirrored[chosen] if recipe.flip else None
-        batch = convolution.windows(padded, picked, down, right, flipped, height, width)
+        batch = convolution.windows(padded, picked, down, right, flipped, *images.shape[2:])
         yield batch, labels[picked]
         iteration += 1
 
@@ -167,8 +168,8 @@ def step(training: Training, recipe: Recipe, images: Tensor, labels: Tensor) -> 
     # Young averages forget faster, so that the first weights do not linger.
     decay = min(recipe.averaging, (1 + done) / (10 + done))
     with torch.no_grad():
-        averaged, current = training.parameters
-        torch._foreach_lerp_([*averaged], [*current], 1 - decay)
+        average, live = training.parameters
+        torch._foreach_lerp_(average, live, 1 - decay)  # type: ignore[arg-type]  # parameters are tensors
 
 
 @dataclass(frozen=True)

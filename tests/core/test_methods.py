@@ -276,7 +276,7 @@ def test_the_dense_gradient_is_that_of_the_effective_weight():
 
 
 def away_from_ties(model, images, gap=1e-5):
-    """The images whose maxima and ReLUs no rounding decides: nothing that one chooses between lies closer than ``gap``."""
+    """The images whose maxima and ReLUs no rounding decides: all that they choose between lies ``gap`` apart."""
     clear, x = torch.ones(len(images), dtype=torch.bool), images.double()
     with torch.no_grad():
         for part in copy.deepcopy(model).double():
@@ -358,7 +358,8 @@ def test_rigls_exchange_falls_as_a_cosine():
 def test_splicing_between_two_thresholds():
     layer = linear(0.85, 0.95, 1.05, 1.15, 0.85, 0.95, 1.05, 1.15)
     layer.mask[0, 4:] = False
-    found = allocation.spliced(layer, layer.weight.detach().abs(), 1.0)
+    layer.learns_masked = True  # its pruned weights are kept, and scored
+    found = allocation.spliced(layer, criteria.magnitude(layer), 1.0)
     assert found.tolist() == [[False, True, True, True, False, False, False, True]]
 
 
@@ -387,7 +388,9 @@ def test_what_surgery_delivers_is_zero_where_it_is_cut():
         iterate(control, iteration)
         if iteration % 10 == 0:
             control.update(iteration, 0.9)
-    assert any(layer.weight[~layer.mask].any() for layer in control.pruner.layers.values()), "what is cut goes on learning"
+    layers = control.pruner.layers.values()
+    assert any(layer.parameter[~layer.mask].any() for layer in layers), "what is cut goes on learning"
+    assert not any(layer.weight[~layer.mask].any() for layer in layers), "and is not used"
     delivered = control.delivered()
     assert density(delivered) == control.best["density"] < 0.9
     for layer in masked_layers(delivered).values():
@@ -518,7 +521,7 @@ def test_biased_decay_makes_small_weights_smaller_and_lets_large_ones_be():
     share = (found["biased"] / target)[0]
     # Where 2 (w - t) + strength x s / (1 + s w)^2 = 0.
     assert share[0] < 0.7 and (share.diff() > 0).all() and 0.999 < share[3] < 1
-    # The method itself has a weaker bias: beside the recipe's weight decay much for small weights, little for large ones.
+    # The method itself has a weaker bias: beside the recipe's weight decay much for small weights, little for large.
     weights = torch.tensor([0.001, 0.01, 1.0])
     beside = METHODS["biased"].hook.decay(weights) / (SETTINGS.weight_decay * weights)
     assert beside[0] > 100 and beside[1] > 10 and beside[2] < 0.1
@@ -555,7 +558,7 @@ def test_an_accuracy_that_always_suffices_comes_to_an_end(name):
 
 @pytest.fixture(scope="module")
 def whole(digits, tmp_path_factory):
-    """By a method's name its training to the end, and the checkpoint that lay there at the evaluation before the last."""
+    """By a method's name its training to the end, and the checkpoint that lay there two evaluations before it."""
 
     @functools.cache
     def trained(name):

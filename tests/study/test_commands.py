@@ -8,7 +8,8 @@ from tiny import ROOT, published
 
 from pruning.__main__ import main
 from pruning.analysis.claims import markdown
-from pruning.analysis.tables import frame, readme, titles
+from pruning.analysis.readme import readme
+from pruning.analysis.tables import frame, titles
 from pruning.files import DamagedFile
 from pruning.methods import METHODS
 from pruning.study.records import folder
@@ -93,6 +94,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(results, capsys):
     assert found.err.count("\n") == 1 and f"cannot write in {results}" in found.err
 
 
+@pytest.mark.slow
 def test_the_module_is_a_command():
     answer = subprocess.run(
         [sys.executable, "-m", "pruning", "status", "nothing"], cwd=ROOT, capture_output=True, text=True, check=False,
@@ -101,6 +103,7 @@ def test_the_module_is_a_command():
     assert answer.stderr.startswith("error: no study 'nothing'") and "Traceback" not in answer.stderr
 
 
+@pytest.mark.slow
 def test_help_lists_every_verb_and_loads_no_torch():
     answer = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "pruning", "--help"],

@@ -162,6 +162,8 @@ def test_records_that_a_killed_study_left_unpublished_are_published(studied):
         (work / f"{from_line(line)['run']['name']}.json").write_bytes(line + b"\n")
     path.unlink()
     before = written(studied)
+    for one in work.glob("*.json"):
+        os.utime(one, (0, 0))
     graph(studied)
     assert written(studied) == before and path.is_file() and not list(work.glob("*.json"))
     assert "Nothing to be done" in graph(studied)
@@ -183,7 +185,8 @@ def test_the_committed_digits_study_trains_each_benchmark_and_seed(place):
     assert job.returncode == 0, said
     jobs = {name: int(count) for name, count in re.findall(r"^(\S+) +(\d+)$", said, re.MULTILINE)}
     assert jobs == {
-        "all": 1, "runs": 6, "table": 1, "benchmark": 2, "2-significant-synapses": 1, "3-training-effort": 1, "total": 12,
+        "all": 1, "runs": 6, "table": 1, "benchmark": 2, "2-significant-synapses": 1, "3-training-effort": 1,
+        "total": 12,
     }
 
 
@@ -209,5 +212,5 @@ def test_a_fresh_clone_trains_nothing_that_is_committed(study, tmp_path):
         command, cwd=ROOT, env=os.environ | {"PRUNING_FIGURES": str(tmp_path)}, text=True, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )
-    assert process.returncode == 0 and "\nrule runs:" not in process.stdout, process.stdout
-    assert "figures" in process.stdout
+    jobs = set(re.findall(r"^(\S+) +\d+$", process.stdout, re.MULTILINE))
+    assert process.returncode == 0 and "2-significant-synapses" in jobs and "runs" not in jobs, process.stdout

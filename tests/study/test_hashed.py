@@ -78,7 +78,8 @@ def test_a_network_of_a_density(part):
     assert {name: layer.synapses for name, layer in found.items()} == {
         layer.name: max(round(part * layer.synapses), 1) for layer in layers(NETWORK)
     }
-    assert {name: layer.connections for name, layer in found.items()} == {l.name: l.synapses for l in layers(NETWORK)}
+    connections = {name: layer.connections for name, layer in found.items()}
+    assert connections == {layer.name: layer.synapses for layer in layers(NETWORK)}
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10) and density(model) == 1
     # Layers draw from hash functions of their own.
     assert not torch.equal(found["fc1"].index.flatten()[:100], found["fc2"].index.flatten()[:100])
@@ -110,7 +111,7 @@ def rungs():
 
 @pytest.mark.slow
 def test_a_ladder_counts_every_iteration(rungs):
-    digits, whole, lasts = rungs
+    _, whole, lasts = rungs
     total = sum(layer.synapses for layer in layers(NETWORK))
     met = [event.accuracy >= 0.4 for _, event in lasts]
     assert all(met[:-1]) and len(lasts) > 3 and whole.start == lasts[0][1].iteration

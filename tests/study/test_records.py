@@ -42,7 +42,7 @@ def study(results, tmp_path):
 
 def made(run, **changes):
     """A record such as ``run`` leaves, of made-up numbers."""
-    result = {name: None for name in tables.COLUMNS[6:]} | {"test_accuracy": 0.1 + 0.2, "density": 0.5, "reached": True}
+    result = dict.fromkeys(tables.COLUMNS[6:]) | {"test_accuracy": 0.1 + 0.2, "density": 0.5, "reached": True}
     head = {"key": run.key, "fingerprint": fingerprint(run.dataset), "run": run.description, "data": "Digits"}
     return head | {"result": result} | changes
 

@@ -21,7 +21,6 @@ seeds: [0]
 settings: {batch: 32, warmup: 20, averaging: 0.9, interval: 20, patience: 4, budget: 80, ramp: 40}
 """
 TRADEOFF = """
-kind: tradeoff
 title: Tiny
 benchmarks: {digits-2c: {settings: {batch: 32, warmup: 20, averaging: 0.9}}}
 methods: [unpruned, iterative, gradual, oneshot, random, small]
@@ -68,17 +67,18 @@ def test_a_benchmarks_study_is_the_largest_that_has_it_and_the_reports_method():
 
 @pytest.mark.parametrize(("change", "said"), [
     (("title: Tiny", "titel: Tiny"),
-     ["titel: unknown key; known are kind, title, benchmarks, methods, seeds, settings", "title: the key is missing"]),
+     ["titel: unknown key; known are title, plan, benchmarks, methods, seeds, settings", "title: the key is missing"]),
     (("title: Tiny", ""), ["title: the key is missing"]),
     (("title: Tiny", "title: 3"), ["title: Input should be a valid string (got 3)"]),
     (("title: Tiny", "title: a\ntitle: b"), ["not valid YAML", "the key 'title' stands twice"]),
     (("requirements: [0.5]", "requirement: [0.5]"),
-     ["benchmarks.digits-2c.requirement: unknown key; known are settings, requirements"]),
+     ["benchmarks.digits-2c.requirement: unknown key; known are requirements, settings"]),
     (("requirements: [0.5]", "requirements: [0]"), ["benchmarks.digits-2c.requirements.0", "greater than 0 (got 0)"]),
     (("requirements: [0.5]", "requirements: [1]"), ["requirements.0", "less than 1 (got 1)"]),
     (("requirements: [0.5]", "requirements: [0.5, 1.5]"), ["requirements.1", "less than 1 (got 1.5)"]),
     (("requirements: [0.5]", "requirements: ['0.5']"), ["requirements.0", "valid number (got '0.5')"]),
     (("requirements: [0.5]", "requirements: 0.5"), ["benchmarks.digits-2c.requirements", "valid list (got 0.5)"]),
+    (("requirements: [0.5]", "settings: {}"), ["benchmarks.digits-2c.requirements: the key is missing"]),
     (("requirements: [0.5]", "requirements: []"), ["benchmarks.digits-2c.requirements", "at least 1 item"]),
     (("requirements: [0.5]", "requirements: [0.5, 0.50]"), ["benchmarks.digits-2c.requirements lists something twice"]),
     (("requirements: [0.5]", "requirements: [0.5]\n    settings: {flop: true}"),
@@ -101,7 +101,7 @@ def test_a_benchmarks_study_is_the_largest_that_has_it_and_the_reports_method():
     (("batch: 32", "1: 32"), ["settings.1", "string"]),
     (("batch: 32", "[1]: 32"), ["not valid YAML"]),
     (("seeds: [0]", "seeds: [0"), ["not valid YAML", "line 8"]),
-    ((YAML, "- title"), ["a study is a mapping with the keys kind, title, benchmarks, methods, seeds, settings"]),
+    ((YAML, "- title"), ["a study is a mapping with the keys title, plan, benchmarks, methods, seeds, settings"]),
     ((YAML, ""), ["a study is a mapping"]),
 ])
 def test_a_study_file_is_checked_strictly(file, change, said):
@@ -175,13 +175,12 @@ def test_the_committed_study_of_tradeoffs():
 
 
 @pytest.mark.parametrize(("old", "new", "said"), [
-    ("title: Tiny", "titel: Tiny", "titel: unknown key; known are kind, title"),
-    ("kind: tradeoff", "kind: other", "kind: Input should be 'requirement' or 'tradeoff' (got 'other')"),
+    ("title: Tiny", "titel: Tiny", "titel: unknown key; known are title, plan"),
     ("digits-2c", "digits-9c", "no benchmark 'digits-9c'; known are digits-2c"),
     ("settings: {batch", "{batch", "not valid YAML"),
     ("batch: 32", "patience: 3", "benchmarks.digits-2c.settings.patience: unknown key; known are batch"),
     ("batch: 32", "batch: 0", "benchmarks.digits-2c.settings.batch"),
-    ("{digits-2c: {", "{digits-2c: {requirements: [0.9], ", "digits-2c.requirements: unknown key; known are settings"),
+    ("{digits-2c: {", "{digits-2c: {requirements: [0.9], ", "requirements: unknown key in a study with a plan"),
     ("small]", "tiny]", "no method 'tiny'; known are unpruned, iterative"),
     ("small]", "random]", "methods lists something twice"),
     ("[2, 8]", "[8, 2]", "plan.ratios: must rise"),
