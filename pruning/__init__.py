@@ -20,8 +20,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "METHODS", "MaskedConv2d", "MaskedLinear", "Method", "PruneControl",
-    "density", "masked", "masked_layers", "unmasked",
+    "METHODS",
+    "MaskedConv2d",
+    "MaskedLinear",
+    "Method",
+    "PruneControl",
+    "density",
+    "masked",
+    "masked_layers",
+    "unmasked",
 ]
 _MODULES = {"METHODS": "methods", "Method": "methods", "PruneControl": "control"}
 

@@ -38,7 +38,10 @@ class Jacobian:
 
     @torch.no_grad()
     def __init__(
-        self, model: nn.Module, images: Iterable[Tensor], generator: torch.Generator | None = None,
+        self,
+        model: nn.Module,
+        images: Iterable[Tensor],
+        generator: torch.Generator | None = None,
         frozen: Container[str] = (),
     ):
         self.masks = {_weight(name): layer.mask.clone() for name, layer in masked_layers(model).items()}
@@ -63,11 +66,14 @@ class Jacobian:
     def _stays(self, keep: Mapping[str, Tensor]) -> Tensor:
         """Which columns belong to what ``keep`` keeps [columns]."""
         keep = {_weight(name): kept for name, kept in keep.items()}
-        return torch.cat([
-            keep[name][mask].flatten() if (mask := self.masks.get(name)) is not None
-            else torch.ones(shape.numel(), dtype=torch.bool, device=self.rows.device)
-            for name, shape in self.shapes.items()
-        ])
+        return torch.cat(
+            [
+                keep[name][mask].flatten()
+                if (mask := self.masks.get(name)) is not None
+                else torch.ones(shape.numel(), dtype=torch.bool, device=self.rows.device)
+                for name, shape in self.shapes.items()
+            ]
+        )
 
     def within(self, keep: Mapping[str, Tensor]) -> Jacobian:
         """Return the same rows for masks ``keep`` within those they were made with: a next step needs no measuring."""

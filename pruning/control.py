@@ -94,8 +94,16 @@ class PruneControl:
         self.patience, self.budget, self.ramp = patience, budget, ramp
         self.strategy, self.hook = _fresh(method.strategy), _fresh(method.hook)
         self.pruner = Pruner(
-            model, method.criterion, method.allocation, method.masking, hook=self.hook, optimizer=optimizer,
-            average=average, score_average=self.strategy.scores_average, paces=paces, seed=seed,
+            model,
+            method.criterion,
+            method.allocation,
+            method.masking,
+            hook=self.hook,
+            optimizer=optimizer,
+            average=average,
+            score_average=self.strategy.scores_average,
+            paces=paces,
+            seed=seed,
         )
         self.phase = "train"
         self.missed = 0
@@ -165,8 +173,11 @@ class PruneControl:
                 layer.dense_grad = None
 
     def update(
-        self, iteration: int, accuracy: float,
-        evaluate: Callable[[], float] | None = None, next_images: Callable[[], Tensor] | None = None,
+        self,
+        iteration: int,
+        accuracy: float,
+        evaluate: Callable[[], float] | None = None,
+        next_images: Callable[[], Tensor] | None = None,
     ) -> Event:
         """Take the validation accuracy after ``iteration`` iterations; prune or stop where it is time.
 
@@ -229,9 +240,16 @@ class PruneControl:
     def _evaluation(self, iteration: int, accuracy: float, start: int) -> Evaluation:
         last = next((event.iteration for event in reversed(self.events) if event.phase != "look"), 0)
         return Evaluation(
-            iteration, accuracy, self.requirement, start, next=2 * iteration - last,  # as far away as the last
-            missed=self.missed, dense=sum(event.phase == "train" for event in self.events),
-            patience=self.patience, budget=self.budget, ramp=self.ramp,
+            iteration,
+            accuracy,
+            self.requirement,
+            start,
+            next=2 * iteration - last,  # as far away as the last
+            missed=self.missed,
+            dense=sum(event.phase == "train" for event in self.events),
+            patience=self.patience,
+            budget=self.budget,
+            ramp=self.ramp,
         )
 
     def _event(self, iteration, phase, accuracy, density, action, thresholds) -> Event:
@@ -259,17 +277,25 @@ class PruneControl:
 
     def state_dict(self) -> dict:
         """All that the control needs to go on, as tensors and plain values."""
-        return self._identity() | {name: copy.deepcopy(getattr(self, name)) for name in self._STATE} | {
-            "pruner": self.pruner.state_dict(),
-            "strategy": _kept(self.strategy), "hook": _kept(self.hook),
-            "events": [asdict(event) for event in self.events],
-        }
+        return (
+            self._identity()
+            | {name: copy.deepcopy(getattr(self, name)) for name in self._STATE}
+            | {
+                "pruner": self.pruner.state_dict(),
+                "strategy": _kept(self.strategy),
+                "hook": _kept(self.hook),
+                "events": [asdict(event) for event in self.events],
+            }
+        )
 
     def _identity(self) -> dict:
         """Return what a state must agree in with the control that loads it."""
         layers = {name: list(layer.mask.shape) for name, layer in self.pruner.layers.items()}
         return {
-            "requirement": self.requirement, "method": self.method.fields(), "layers": layers, "ramp": self.ramp,
+            "requirement": self.requirement,
+            "method": self.method.fields(),
+            "layers": layers,
+            "ramp": self.ramp,
             "seed": self.pruner.seed,
         }
 

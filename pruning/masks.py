@@ -26,8 +26,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 PRUNABLE = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear,
-    nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention,
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Bilinear,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
 )
 
 
@@ -299,7 +308,11 @@ MaskedConv2d = _masked_class(nn.Conv2d, ("weight",))
 
 
 def masked(
-    model: nn.Module, zeros_pruned: bool = False, *, include: Iterable = PRUNABLE, exclude: Iterable = (),
+    model: nn.Module,
+    zeros_pruned: bool = False,
+    *,
+    include: Iterable = PRUNABLE,
+    exclude: Iterable = (),
 ) -> nn.Module:
     """Give the weights of a model's layers masks, in place; returns the model.
 

@@ -1,13 +1,13 @@
 """Pruner: a model, its moving average and its optimizer, scored, pruned and rewound together.
 
-    >>> import torch
-    >>> from pruning import masked
-    >>> from pruning.allocation import global_threshold
-    >>> from pruning.criteria import magnitude
-    >>> pruner = Pruner(masked(torch.nn.Linear(10, 10)), magnitude, global_threshold)
-    >>> thresholds = pruner.prune({"": 0.25})      # a density per layer, by the layer's name
-    >>> pruner.density
-    0.25
+>>> import torch
+>>> from pruning import masked
+>>> from pruning.allocation import global_threshold
+>>> from pruning.criteria import magnitude
+>>> pruner = Pruner(masked(torch.nn.Linear(10, 10)), magnitude, global_threshold)
+>>> thresholds = pruner.prune({"": 0.25})      # a density per layer, by the layer's name
+>>> pruner.density
+0.25
 """
 
 from __future__ import annotations

@@ -107,14 +107,30 @@ def _twin(layer: nn.Linear | nn.Conv2d, weights: int, seed: int) -> HashedLinear
     if isinstance(layer, nn.Linear):
         return HashedLinear(layer.in_features, layer.out_features, weights, seed, layer.bias is not None)
     return HashedConv2d(
-        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-        layer.groups, layer.bias is not None, layer.padding_mode, weights=weights, seed=seed,
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        layer.bias is not None,
+        layer.padding_mode,
+        weights=weights,
+        seed=seed,
     )
 
 
 def ladder(
-    notation: str, dataset: Dataset, recipe: Recipe, requirement: float, seed: int, patience: int, budget: int,
-    keep: float, **given,
+    notation: str,
+    dataset: Dataset,
+    recipe: Recipe,
+    requirement: float,
+    seed: int,
+    patience: int,
+    budget: int,
+    keep: float,
+    **given,
 ) -> Outcome:
     """Train HashedNets of fewer and fewer weights, ``keep`` times those of the last, until one misses the requirement.
 
@@ -140,7 +156,8 @@ def ladder(
             small = hashed(lenet(notation), keep**rung, seed).to(device)
         sizes = {
             name: (layer.synapses, layer.connections)
-            for name, layer in small.named_modules() if isinstance(layer, (HashedLinear, HashedConv2d))
+            for name, layer in small.named_modules()
+            if isinstance(layer, (HashedLinear, HashedConv2d))
         }
         stored, connections = map(sum, zip(*sizes.values()))
         density, densities = stored / connections, {name: part / whole for name, (part, whole) in sizes.items()}
