@@ -62,7 +62,7 @@ class Pictures(Dataset):
     """Images as torchvision's MNIST and CIFAR10 hold and hand them out: uint8, a PIL image each."""
 
     def __init__(self, data: datasets.Dataset):
-        from pruning.study._torchvision import transforms
+        from pruning.study.vision import transforms
 
         images = data.train.images.cpu()
         scale = [torch.tensor(values).view(-1, 1, 1) for values in (data.std, data.mean)]

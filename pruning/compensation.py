@@ -1,7 +1,12 @@
 """Compensation: what the weights that stay must change by, so that the outputs survive a pruning.
 
-    jacobian = Jacobian(model, [images])     # how the outputs depend on every weight
-    jacobian.compensate(keep, [model])      # prune to the masks keep, and change what stays
+    >>> from pruning import masked
+    >>> model = masked(nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 2)))
+    >>> jacobian = Jacobian(model, [torch.randn(64, 20)])      # how the outputs depend on every weight and bias
+    >>> jacobian.rows.shape
+    torch.Size([64, 692])
+    >>> keep = {name: layer.weight.abs() > 0.05 for name, layer in masked_layers(model).items()}
+    >>> jacobian.compensate(keep, [model])      # prune to these masks, and change what stays
 
 A network's outputs are taken as linear in its weights around where it stands, as Optimal Brain
 Surgeon does with the loss (Hassibi and Stork 1993). Cutting synapses moves the outputs of some images by

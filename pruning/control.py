@@ -1,25 +1,29 @@
 """Prune control: watches the validation accuracy of a model in training and prunes it.
 
-    model = masked(model)
-    control = PruneControl(model, requirement=0.99, optimizer=optimizer)
-    for iteration, batch in enumerate(batches, start=1):
-        training_step(model, optimizer, batch)
-        if iteration % 100 == 0 and control.update(iteration, validation_accuracy(model)).finished:
-            break
-    model = control.delivered()
+    >>> from pruning import density, masked
+    >>> images = torch.randn(512, 20)
+    >>> labels = (images[:, 0] > 0).long()
+    >>> model = masked(nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 2)))
+    >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    >>> control = PruneControl(model, requirement=0.9, optimizer=optimizer)
+    >>> for iteration in range(1, 1001):
+    ...     optimizer.zero_grad()
+    ...     nn.functional.cross_entropy(model(images), labels).backward()
+    ...     optimizer.step()
+    ...     if iteration % 20 == 0:      # the accuracy is that of validation images, where there are any
+    ...         accuracy = (model(images).argmax(1) == labels).float().mean().item()
+    ...         if control.update(iteration, accuracy).finished:
+    ...             break
+    >>> density(control.delivered()) < 0.5
+    True
 
 Phases: ``train`` until the requirement is met, ``recover`` after every pruning, ``dense`` where a method lets all
 synapses come back, ``done`` once a stop condition holds. An event of phase ``look`` is a step of pruning that left the
 requirement met. What is delivered is the sparsest model that met the requirement.
 
-Some methods act at every iteration; their loop says before the optimizer's step:
-
-    if control.watching:
-        control.observe(iteration)
-
-and one that measures what each step of pruning costs, as ``adaptive`` does, is given the means:
-
-    control.update(iteration, validation_accuracy(model), lambda: validation_accuracy(model), next_images)
+Some methods act at every iteration: where ``control.watching``, their loop calls ``control.observe(iteration)`` before
+the optimizer's step. One that measures what each step of pruning costs, as ``adaptive`` does, is given the means:
+``control.update(iteration, accuracy(), accuracy, next_images)``.
 """
 
 from __future__ import annotations

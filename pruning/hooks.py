@@ -1,9 +1,10 @@
 """What a method does at every iteration: scores from gradients, network surgery, RigL, biased weight decay.
 
-    loss.backward()
-    if control.watching:
-        control.observe(iteration)     # the hook's step
-    optimizer.step()
+    >>> BiasedDecay().decay(torch.tensor([0.0, 0.1, -1.0]))      # the gradient that is added to the loss's
+    tensor([ 0.0000e+00,  5.0000e-05, -1.6529e-06])
+
+A training loop asks for a hook's step between the backward pass and the optimizer's: where ``control.watching``, it
+calls ``control.observe(iteration)``.
 
 A hook's settings are given when it is made; what it keeps from one iteration to the next are its fields with
 ``init=False``, which go into checkpoints. A method's hook is a prototype: each control works on a copy.

@@ -1,11 +1,9 @@
 """What a control does at an evaluation: strategies, each with one method.
 
-    decision = strategy.step(pruner, evaluation, feedback)
-
-``step`` is called at every evaluation from the first that meets the requirement on. It prunes through the pruner, and
-says what was done. A strategy's settings are given when it is made; what it keeps from one evaluation to the
-next are its fields with ``init=False``, which go into checkpoints. A method's strategy is a prototype: each control
-works on a copy. A new kind of method is a new class; nothing else asks what kind a method is.
+``strategy.step(pruner, evaluation, feedback)`` is called at every evaluation from the first that meets the requirement
+on. It prunes through the pruner, and says what was done. A strategy's settings are given when it is made; what it keeps
+from one evaluation to the next are its fields with ``init=False``, which go into checkpoints. A method's strategy is a
+prototype: each control works on a copy. A new kind of method is a new class; nothing else asks what kind a method is.
 """
 
 from __future__ import annotations

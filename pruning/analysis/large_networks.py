@@ -19,7 +19,7 @@ def what_if(network: str, density: float | Mapping[str, float]) -> list[Load]:
     names; Han et al. 2015 reached 0.11 with AlexNet and 0.075 with VGG-16 in all. Only shapes are
     made: no weight takes memory.
     """
-    from pruning.study._torchvision import models
+    from pruning.study.vision import models
 
     if network not in ("alexnet", "vgg16"):
         raise ValueError(f"unknown network {network!r}; there are alexnet and vgg16")

@@ -1,6 +1,6 @@
 """What pruning saves, measured: each delivered model of a study in bytes and in energy.
 
-    stored = write_tables(load("report"))       # storage.csv, energy.csv; the compressed file of each run
+``write_tables(load("report"))`` writes storage.csv, energy.csv and the compressed file of each run.
 
 A pruned network is stored in every encoding of ``pruning.deploy.storage``. Weights are shared by the
 smallest codebook of ``CLUSTERS`` that keeps the requirement on the validation split, fine-tuned

@@ -138,7 +138,7 @@ def fetch(name: str) -> Source:
     folder, target = project / "data", Path(KINDS[name].originals[0][0]).parent
     socket.setdefaulttimeout(TIMEOUT)
     try:
-        from pruning.study._torchvision import datasets
+        from pruning.study.vision import datasets
 
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch, warnings.catch_warnings():

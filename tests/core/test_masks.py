@@ -456,7 +456,7 @@ def test_no_gradient_mode_and_a_frozen_copy():
 
 @pytest.mark.slow
 def test_resnet18():
-    importlib.import_module("pruning.study._torchvision")  # lets torchvision be imported beside a CPU build of torch
+    importlib.import_module("pruning.study.vision")  # lets torchvision be imported beside a CPU build of torch
     from torchvision.models import resnet18
 
     plain = resnet18(num_classes=10)

@@ -482,7 +482,7 @@ def test_damaged_batches_are_not_unpickled(place):
 
 
 def test_checksums_are_torchvisions():
-    from pruning.study._torchvision import datasets as published
+    from pruning.study.vision import datasets as published
 
     batches = published.CIFAR10.train_list + published.CIFAR10.test_list
     assert [(f"cifar-10-batches-py/{file}", md5) for file, md5 in batches] == list(KINDS["cifar10"].originals)
@@ -492,5 +492,5 @@ def test_checksums_are_torchvisions():
 
 @pytest.mark.slow
 def test_torchvision_imports_in_a_fresh_process():
-    code = "from pruning.study._torchvision import datasets, transforms; datasets.MNIST, transforms.Pad"
+    code = "from pruning.study.vision import datasets, transforms; datasets.MNIST, transforms.Pad"
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
