@@ -1,7 +1,9 @@
 """The command line: ``python -m pruning VERB``.
 
-python -m pruning run digits --seeds [0]
-python -m pruning status report
+    python -m pruning run digits --seeds [0]
+    python -m pruning status report
+
+``python -m pruning --help`` lists the verbs. They need the extras ``study`` and ``deploy``; help needs neither.
 """
 
 from __future__ import annotations
@@ -24,10 +26,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Carry out a verb; return the exit status."""
     parser = command_line()
     given, rest = parser.parse_known_args(arguments)
-    if given.verb in ELSEWHERE:
-        return import_module(ELSEWHERE[given.verb][0]).main(rest)
-    if rest:
+    if rest and given.verb not in ELSEWHERE:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return import_module(ELSEWHERE[given.verb][0]).main(rest) if given.verb in ELSEWHERE else _act(given)
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed: pip install 'synapse-pruning[study,deploy]'", file=sys.stderr)
+        return 1
+
+
+def _act(given: argparse.Namespace) -> int:
     from pruning.files import DamagedFile
     from pruning.study.config import StudyError
     from pruning.study.datasets import DataError

@@ -138,6 +138,14 @@ def test_the_bare_wheel_prunes_a_network(bare, tmp_path):
     assert {name.partition(".")[0] for name in done["modules"]} <= set(sys.stdlib_module_names) | {"pruning", "torch"}
 
 
+def test_the_bare_wheel_lists_its_verbs_and_names_the_extras_they_need(bare, tmp_path):
+    assert "status" in python("-I", "-m", "pruning", "--help", executable=bare, cwd=tmp_path)
+    for verb in ("status", "savings"):
+        done = subprocess.run([bare, "-I", "-m", "pruning", verb], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert re.fullmatch(r"error: \w+ is not installed: pip install 'synapse-pruning\[study,deploy]'\n", done.stderr)
+
+
 PRUNES = """
 import json, sys, torch
 import torch._dynamo  # optimizers load it with what it needs in turn
