@@ -39,7 +39,7 @@ def percent(fraction: float) -> str:
 
 
 def markdown_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Write a Markdown table."""
+    """Write a Markdown table: our own, for that of pandas wants one more library (tabulate)."""
     lines = [[f" {cell} " if cell else " " for cell in cells] for cells in (heads, *rows)]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"|{'|'.join(cells)}|" for cells in lines)
