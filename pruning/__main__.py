@@ -1,7 +1,7 @@
 """The command line: ``python -m pruning VERB``.
 
-    python -m pruning run digits --seeds [0]
-    python -m pruning status report
+python -m pruning run digits --seeds [0]
+python -m pruning status report
 """
 
 from __future__ import annotations

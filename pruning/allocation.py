@@ -21,7 +21,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pruning.masks import Synapses
+from pruning.layers import Synapses
 
 Layers = Mapping[str, Synapses]
 Scores = Mapping[str, Tensor]
@@ -136,6 +136,6 @@ def _unpruned(layer: Synapses, scores: Tensor) -> Tensor:
 
 
 def _threshold(scores: Tensor, density: float) -> float:
-    """The score above which the fraction ``density`` of all synapses, pruned ones counted, stays."""
+    """Find the score above which the fraction ``density`` of all synapses, pruned ones counted, stays."""
     pruned = scores.numel() - max(round(density * scores.numel()), 1)
     return float(scores.flatten().kthvalue(pruned).values) if pruned > 0 else -math.inf

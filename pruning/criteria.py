@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pruning.masks import Synapses
+from pruning.layers import Synapses
 
 
 def magnitude(layer: Synapses, generator: torch.Generator | None = None) -> Tensor:
@@ -37,7 +37,7 @@ def snip(layer: Synapses, scores: Tensor | None = None) -> Tensor:
 
     That is the derivative of the loss with respect to a gate that multiplies the synapse.
     """
-    return (layer.weight * layer.gradient).abs()
+    return (layer.weight * _gradient(layer)).abs()
 
 
 @torch.no_grad()
@@ -50,5 +50,11 @@ def ema_snip(layer: Synapses, scores: Tensor | None = None) -> Tensor:
 @torch.no_grad()
 def movement(layer: Synapses, scores: Tensor | None = None) -> Tensor:
     """Score by the sum of -w dL/dw over iterations (Sanh et al. 2020): high for weights that move away from zero."""
-    latest = -layer.weight * layer.gradient
+    latest = -layer.weight * _gradient(layer)
     return latest if scores is None else scores + latest
+
+
+def _gradient(layer: Synapses) -> Tensor:
+    if layer.gradient is None:
+        raise RuntimeError("the layer has no gradient: score it after a backward pass in which it took part")
+    return layer.gradient

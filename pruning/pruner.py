@@ -1,13 +1,13 @@
 """Pruner: a model, its moving average and its optimizer, scored, pruned and rewound together.
 
-    >>> import torch
-    >>> from pruning import masked
-    >>> from pruning.allocation import global_threshold
-    >>> from pruning.criteria import magnitude
-    >>> pruner = Pruner(masked(torch.nn.Linear(10, 10)), magnitude, global_threshold)
-    >>> thresholds = pruner.prune({"": 0.25})      # a density per layer, by the layer's name
-    >>> pruner.density
-    0.25
+>>> import torch
+>>> from pruning import masked
+>>> from pruning.allocation import global_threshold
+>>> from pruning.criteria import magnitude
+>>> pruner = Pruner(masked(torch.nn.Linear(10, 10)), magnitude, global_threshold)
+>>> thresholds = pruner.prune({"": 0.25})      # a density per layer, by the layer's name
+>>> pruner.density
+0.25
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Pruner:
         for layers in (self.layers, self.averages):
             for name, layer in layers.items():
                 if not layer.weight.isfinite().all():
-                    raise ValueError(f"layer '{name}' has weights that are not finite, so nothing is pruned: training has diverged")
+                    raise ValueError(f"layer '{name}' has weights that are not finite: nothing was pruned")
 
     def apply(self, thresholds: Mapping[str, float]) -> None:
         """Set the masks that follow from one threshold per layer and the scores of this moment."""
@@ -167,7 +167,7 @@ class Pruner:
                 value.masked_fill_(~layer.mask, 0)
 
     def snapshot(self) -> dict:
-        """A copy of the states of model, average and optimizer."""
+        """Copy the states of model, average and optimizer."""
         parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
         return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items() if part is not None}
 
@@ -187,7 +187,7 @@ class Pruner:
         self.checkpoints[name] = self.snapshot()
 
     def deliver(self, state: Mapping | None) -> nn.Module:
-        """A copy of the evaluated model with a state, as it is now without one; zero where pruned."""
+        """Copy the evaluated model with a state, as it is now without one; zero where pruned."""
         model = copy.deepcopy(self.evaluated)
         if state is not None:
             model.load_state_dict(state)
@@ -196,7 +196,7 @@ class Pruner:
         return model
 
     def state_dict(self) -> dict:
-        """What the pruner needs to go on beside model, average and optimizer, which are restored by their owner."""
+        """Return what the pruner needs to go on, beside model, average and optimizer, which their owner restores."""
         return {"round": self.round, "checkpoints": copy.deepcopy(self.checkpoints)}
 
     def load_state_dict(self, state: Mapping) -> None:

@@ -1,18 +1,22 @@
-"""What all tests share: one thread a process, which notebooks depend on arithmetic, and what begins first."""
+"""What all tests share: one thread a process, notebooks are slow, the longest files come first."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two processes of one thread beat one of two
 
 # The longest files, so that no worker is left alone with one of them at the end.
-FIRST = ("test_graph.py", "1-benchmark.ipynb", "test_methods.py", "test_savings.py", "test_deploy.py", "test_study.py")
-ARITHMETIC = ("1-benchmark.ipynb", "7-deploy.ipynb")  # the others show committed records
+FIRST = (
+    "test_graph.py",
+    "1-benchmark.ipynb",
+    "test_methods.py",
+    "test_convolution.py",
+    "test_savings.py",
+    "test_exports.py",
+)
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker("slow")
-            if item.path.name in ARITHMETIC:
-                item.add_marker("arithmetic")
     items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))

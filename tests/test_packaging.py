@@ -93,6 +93,7 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_asks_for_torch(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -124,6 +125,7 @@ def bare(wheel, tmp_path_factory):
     return executable
 
 
+@pytest.mark.slow
 def test_the_bare_wheel_prunes_a_network(bare, tmp_path):
     done = json.loads(python("-I", "-c", PRUNES, executable=bare, cwd=tmp_path))
     assert done["finished"]

@@ -178,13 +178,16 @@ class Run(Strict):
         own = {"kind": self.kind, "dataset": self.dataset, "network": self.network, "seed": self.seed}
         if self.plan is None:
             return own | {
-                "protocol": PROTOCOL, "requirement": self.requirement, "settings": self.settings.model_dump(),
+                "protocol": PROTOCOL,
+                "requirement": self.requirement,
+                "settings": self.settings.model_dump(),
                 "fields": HASHED_FIELDS if self.method == HASHED else method_fields(self.method),
             }
         unused = {"ratios", "stage", "rounds"} if self.method == SCAN else {"densities"}
         fields = {SCAN: {}, SMALL: {"scaled": "widths"}}
         return own | {
-            "protocol": [PROTOCOL, CURVE_PROTOCOL], "settings": self.settings.recipe,
+            "protocol": [PROTOCOL, CURVE_PROTOCOL],
+            "settings": self.settings.recipe,
             "plan": self.plan.model_dump(mode="json", exclude=unused),
             "fields": fields[self.method] if self.method in fields else method_fields(self.method) | {"steps": STEPS},
         }

@@ -43,7 +43,14 @@ def hash_ladder(run: Run, context: Context) -> tuple[dict, nn.Module]:
     assert run.requirement
     settings, dataset = run.settings, context.dataset
     outcome = ladder(
-        run.network, dataset, settings, run.requirement, run.seed, settings.patience, settings.budget, **HASHED_FIELDS,
+        run.network,
+        dataset,
+        settings,
+        run.requirement,
+        run.seed,
+        settings.patience,
+        settings.budget,
+        **HASHED_FIELDS,
         progress=context.progress,
     )
     return summary(run, dataset, outcome), outcome.model
@@ -57,8 +64,12 @@ def summary(run: Run, dataset: Dataset, outcome: Outcome) -> dict:
     before, after, table = masked_layers(dense), masked_layers(outcome.model), network_layers(run.network)
     parts = [
         {
-            "name": layer.name, "kind": layer.kind, "shape": list(layer.shape), "synapses": layer.synapses,
-            "significant": after[layer.name].significant, "positions": layer.output_positions,
+            "name": layer.name,
+            "kind": layer.kind,
+            "shape": list(layer.shape),
+            "synapses": layer.synapses,
+            "significant": after[layer.name].significant,
+            "positions": layer.output_positions,
         }
         | _mask(after[layer.name].mask, layer)
         for layer in table

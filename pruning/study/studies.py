@@ -104,9 +104,17 @@ class Study(Strict):
             raise StudyError(f"the study '{self.name}' measures trade-offs: its runs have no requirement")
         own = self.methods + ((SCAN,) if self.plan else ())
         return tuple(
-            checked(Run, goal | {
-                "study": self.name, "benchmark": name, "method": method, "seed": seed, "settings": self.settings[name],
-            })
+            checked(
+                Run,
+                goal
+                | {
+                    "study": self.name,
+                    "benchmark": name,
+                    "method": method,
+                    "seed": seed,
+                    "settings": self.settings[name],
+                },
+            )
             for name in names
             for goal in self._goals(wanted or self.requirements.get(name, ()))
             for method in _listed("methods", methods, str) or own
@@ -152,8 +160,13 @@ def load(name: str | Path) -> Study:
         if len(set(listed)) < len(listed):
             raise StudyError(f"{path}: {what} lists something twice: {list(listed)}")
     return Study(
-        name=path.stem, title=spec.title, methods=tuple(spec.methods), seeds=tuple(spec.seeds), settings=settings,
-        requirements=requirements, plan=plan,
+        name=path.stem,
+        title=spec.title,
+        methods=tuple(spec.methods),
+        seeds=tuple(spec.seeds),
+        settings=settings,
+        requirements=requirements,
+        plan=plan,
     )
 
 

@@ -218,9 +218,13 @@ def _point(curve: _Curve, ratio: float, training: Training, notation: str) -> di
     synapses, kept = sum(layer.synapses for layer in whole), sum(significant.values())
     macs = sum(significant[layer.name] * layer.output_positions for layer in table)
     return {
-        "ratio": ratio, "significant": kept, "density": kept / synapses, "compression": synapses / kept,
+        "ratio": ratio,
+        "significant": kept,
+        "density": kept / synapses,
+        "compression": synapses / kept,
         "speedup": sum(layer.macs for layer in whole) / max(macs, 1),
         "densities": {layer.name: round(significant[layer.name] / layer.synapses, 5) for layer in table},
         "validation_accuracy": accuracy(training.average, dataset.validation),
-        "test_accuracy": accuracy(training.average, dataset.test), "iterations": training.iteration,
+        "test_accuracy": accuracy(training.average, dataset.test),
+        "iterations": training.iteration,
     }

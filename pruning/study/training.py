@@ -133,8 +133,13 @@ class Training:
 
 
 def prepare(
-    notation: str, recipe: Recipe, requirement: float, method: Method, seed: int,
-    device: torch.device | str = "cpu", **limits,
+    notation: str,
+    recipe: Recipe,
+    requirement: float,
+    method: Method,
+    seed: int,
+    device: torch.device | str = "cpu",
+    **limits,
 ) -> Training:
     """Make a training before its first iteration; ``limits`` are the control's patience, budget and ramp."""
     return prepare_model(network(notation, seed, device), recipe, requirement, method, seed, **limits)
@@ -147,7 +152,11 @@ def prepare_model(
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.SGD(
         model.parameters(),
-        lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True, fused=True,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=True,
+        fused=True,
     )
     control = PruneControl(model, requirement, method, optimizer=optimizer, average=average, seed=seed, **limits)
     return Training(model, average, optimizer, control)
@@ -206,8 +215,13 @@ def outcome(training: Training) -> Outcome:
 
 
 def train(
-    training: Training, dataset: Dataset, recipe: Recipe, seed: int,
-    checkpoint: StateFile | None = None, every: float = 20.0, dense: DenseStates | None = None,
+    training: Training,
+    dataset: Dataset,
+    recipe: Recipe,
+    seed: int,
+    checkpoint: StateFile | None = None,
+    every: float = 20.0,
+    dense: DenseStates | None = None,
     progress: Callable[[Event, Training], None] | None = None,
 ) -> Outcome:
     """Train until the control has stopped, resuming ``checkpoint`` if there is one.

@@ -524,7 +524,12 @@ def attention():
 
 def transposed():
     return nn.Sequential(
-        nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 4, 3), nn.ReLU(), nn.ConvTranspose1d(4, 2, 3), nn.Flatten(), nn.Linear(8, 3)
+        nn.Unflatten(1, (2, 4)),
+        nn.Conv1d(2, 4, 3),
+        nn.ReLU(),
+        nn.ConvTranspose1d(4, 2, 3),
+        nn.Flatten(),
+        nn.Linear(8, 3),
     )
 
 
@@ -581,12 +586,15 @@ def test_what_has_no_mask_is_said():
     assert list(masked_layers(masked(Net(), include=[nn.Conv2d], exclude=["head*"]))) == ["body.0"]
 
 
-@pytest.mark.parametrize(("make", "said"), [
-    (lambda: torch.nn.utils.weight_norm(nn.Linear(4, 4)), "the weight of '0' is computed by WeightNorm"),
-    (lambda: torch.nn.utils.spectral_norm(nn.Linear(4, 4)), "the weight of '0' is computed by SpectralNorm"),
-    (lambda: torch.nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)), "'0' has parametrized weights"),
-    (lambda: nn.LazyLinear(4), "'0' is lazy and has no shape yet"),
-])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: torch.nn.utils.weight_norm(nn.Linear(4, 4)), "the weight of '0' is computed by WeightNorm"),
+        (lambda: torch.nn.utils.spectral_norm(nn.Linear(4, 4)), "the weight of '0' is computed by SpectralNorm"),
+        (lambda: torch.nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)), "'0' has parametrized weights"),
+        (lambda: nn.LazyLinear(4), "'0' is lazy and has no shape yet"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_weights_that_something_else_makes_are_refused_by_name(make, said):

@@ -43,6 +43,7 @@ def test_sharing_again_changes_nothing():
     assert all(len(layer.weight[layer.mask].unique()) <= 16 for layer in masked_layers(small).values())
 
 
+@pytest.mark.slow
 def test_tuning_repairs_what_sharing_broke_and_keeps_the_sharing(digits):
     train = load("digits").train
 

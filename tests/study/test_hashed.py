@@ -85,11 +85,14 @@ def test_a_network_of_a_density(part):
     assert not torch.equal(found["fc1"].index.flatten()[:100], found["fc2"].index.flatten()[:100])
 
 
-@pytest.mark.parametrize(("make", "said"), [
-    (lambda: hashed(nn.Linear(2, 2), 0), r"density must lie in \(0, 1\], got 0"),
-    (lambda: HashedLinear(2, 2, weights=5), "weights must be from 1 to the 4 connections, got 5"),
-    (lambda: HashedLinear(2, 2, weights=0), "got 0"),
-])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: hashed(nn.Linear(2, 2), 0), r"density must lie in \(0, 1\], got 0"),
+        (lambda: HashedLinear(2, 2, weights=5), "weights must be from 1 to the 4 connections, got 5"),
+        (lambda: HashedLinear(2, 2, weights=0), "got 0"),
+    ],
+)
 def test_bad_parameters(make, said):
     with pytest.raises(ValueError, match=said):
         make()
@@ -102,7 +105,14 @@ def rungs():
     torch.set_num_threads(1)
     digits, lasts = datasets.load("digits"), []
     whole = ladder(
-        NETWORK, digits, RECIPE, 0.4, 0, patience=4, budget=400, **HASHED_FIELDS,
+        NETWORK,
+        digits,
+        RECIPE,
+        0.4,
+        0,
+        patience=4,
+        budget=400,
+        **HASHED_FIELDS,
         progress=lambda event, training: event.finished and lasts.append((training, event)),
     )
     torch.set_num_threads(before)

@@ -102,7 +102,11 @@ def test_only_current_records_of_its_runs_are_a_studys(study):
     written([run_of(requirement=0.6)])
     assert recorded(study) == records[3:] and current(study.runs[1]) is None
     assert [outdated(run) for run in study.runs[:4]] == [
-        "of other parameters or data", "of other parameters or data", "damaged", "of other parameters or data"]
+        "of other parameters or data",
+        "of other parameters or data",
+        "damaged",
+        "of other parameters or data",
+    ]
     publish(study, lambda text: None)
     assert recorded(study) == records[3:]
     shutil.rmtree(folder("tiny"))

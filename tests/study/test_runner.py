@@ -27,6 +27,7 @@ from pruning.study.training import network
 pytestmark = [pytest.mark.usefixtures("one_thread", "results"), pytest.mark.arithmetic]
 
 
+@pytest.mark.arithmetic
 def test_a_record_holds_what_it_must(tiny):
     run = tiny.runs[1]
     record = read_record(run.record_path)
@@ -38,7 +39,8 @@ def test_a_record_holds_what_it_must(tiny):
     assert result["validation_accuracy"] >= 0.5 and 0.3 < result["test_accuracy"] <= 1
     assert sum(layer["significant"] for layer in record["layers"]) == result["significant"]
     assert {"pruning", "revision", "python", "torch", "torchvision", "numpy", "device", "threads"} <= set(
-        record["environment"])
+        record["environment"]
+    )
     assert record["environment"]["threads"] == 1 and record["seconds"] > 0
     assert len(record["fingerprint"]) == 64 and record["key"] == run.key
     assert run.record_path.stat().st_size < 10_000
@@ -48,7 +50,8 @@ def test_a_record_holds_what_it_must(tiny):
     model.load_state_dict(state["state"])
     assert density(model) == result["density"]
     assert {layer["name"]: layer["significant"] for layer in record["layers"]} == {
-        name: layer.significant for name, layer in masked_layers(model).items()}
+        name: layer.significant for name, layer in masked_layers(model).items()
+    }
 
 
 def test_a_record_that_is_gone_is_made_again_alone(tiny):
@@ -82,6 +85,7 @@ def test_a_published_record_that_is_damaged_is_made_again_and_takes_its_place(ti
     assert len(said) == 2 and "1 lines that are damaged" in said[1]
 
 
+@pytest.mark.arithmetic
 def test_a_requirement_that_is_never_reached(tiny):
     run = run_of("random", 0.9999, budget=40)
     record = carry_out(run)
@@ -104,10 +108,15 @@ def other_data(path):
     write_record(path, read_record(path) | {"fingerprint": "0" * 64})
 
 
-@pytest.mark.parametrize(("harm", "reason"), [
-    (truncate, "damaged"), (alter, "damaged"),
-    (foreign, "of other parameters or data"), (other_data, "of other parameters or data"),
-])
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (truncate, "damaged"),
+        (alter, "damaged"),
+        (foreign, "of other parameters or data"),
+        (other_data, "of other parameters or data"),
+    ],
+)
 def test_a_record_that_cannot_be_used_is_set_aside_and_made_again(tiny, harm, reason):
     run = tiny.runs[1]
     expected = numbers(read_record(run.record_path))
@@ -123,6 +132,7 @@ def test_a_record_that_cannot_be_used_is_set_aside_and_made_again(tiny, harm, re
 
 def stopped(run, iteration):
     """Leave the checkpoint of the evaluation before ``iteration``."""
+
     def progress(event, training):
         if event.iteration == iteration:
             raise Stop
@@ -146,10 +156,15 @@ def of_another_program(path):
     path.write_bytes(b"PK\x03\x04")
 
 
-@pytest.mark.parametrize(("harm", "reason"), [
-    (truncate, "is truncated or altered: its checksum does not fit"), (flip_a_bit, "is truncated or altered"),
-    (of_another_run, "belongs to another run"), (of_another_program, "is not a state file of this program"),
-])
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (truncate, "is truncated or altered: its checksum does not fit"),
+        (flip_a_bit, "is truncated or altered"),
+        (of_another_run, "belongs to another run"),
+        (of_another_program, "is not a state file of this program"),
+    ],
+)
 def test_a_state_that_cannot_be_used_is_set_aside_and_training_starts_again(tiny, harm, reason):
     run = tiny.runs[1]
     expected = numbers(read_record(run.record_path))
@@ -167,6 +182,7 @@ def test_a_state_that_cannot_be_used_is_set_aside_and_training_starts_again(tiny
     assert not checkpoint.exists() and dense.exists()
 
 
+@pytest.mark.arithmetic
 def test_a_whole_checkpoint_is_resumed(tiny):
     run = tiny.runs[1]
     expected = numbers(read_record(run.record_path))
@@ -222,6 +238,7 @@ def full():
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.arithmetic
 @pytest.mark.parametrize("room", [0, 100_000])
 def test_a_full_disk_is_one_clear_error_and_loses_nothing(tiny, full, room):
     run = run_of("iterative")
@@ -253,6 +270,7 @@ def test_what_a_killed_writer_left_is_cleared_away(tiny):
     assert others.exists() and not any(path.exists() for path in scraps)
 
 
+@pytest.mark.slow
 def test_two_processes_at_work_on_one_run(tiny, results):
     run = tiny.runs[1]
     run.record_path.unlink()
@@ -270,17 +288,19 @@ def test_two_processes_at_work_on_one_run(tiny, results):
 
     record = carry_out(run, progress=progress)
     made = run.record_path.stat().st_mtime_ns, run.place("models", ".model").stat().st_mtime_ns
-    said, errors = second[0].communicate(timeout=60)
+    said, errors = second[0].communicate(timeout=300)
     assert (second[0].returncode, errors) == (0, "")
     result = record["result"]
     assert said == (
         f"1/1 {run.name}: density {result['density']:.4f}, test accuracy {result['test_accuracy']:.4f}, "
-        f"{result['iterations']} iterations\n")
+        f"{result['iterations']} iterations\n"
+    )
     assert made == (run.record_path.stat().st_mtime_ns, run.place("models", ".model").stat().st_mtime_ns)
     with locked(run.place("work", ".lock"), waiting=pytest.fail):
         pass
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_give_the_same_records(tiny, results, capfd):
     expected = [numbers(current(run)) for run in tiny.runs]
     more = tiny.select(seeds=[0, 1])
