@@ -95,7 +95,7 @@ def run_all(jobs: Sequence[Run], device: str = "cpu", processes: int = 1) -> Non
     Those of one benchmark and seed stay in one process: they share their dense training.
     """
     numbered = [(f"{number}/{len(jobs)}", job) for number, job in enumerate(jobs, start=1)]
-    if processes == 1:
+    if processes <= 1:
         return _run_share(numbered, device)
     shares: dict[tuple, list] = {}
     for place, job in numbered:

@@ -94,7 +94,7 @@ def publish(study: Study, warn: Callable[[str], None] = print) -> None:
                 aside.setdefault(path, []).append(line + b"\n")
             else:
                 records.setdefault((record["run"]["benchmark"], record["run"]["name"]), []).append((record, path))
-        chosen: dict[str, list[dict]] = {}
+        chosen: dict[str, list[dict]] = {path.stem: [] for path in place.glob("*.jsonl")}
         for (benchmark, _), several in records.items():
             kept = _chosen(study, [record for record, _ in several])
             chosen.setdefault(benchmark, []).append(kept)

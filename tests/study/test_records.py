@@ -176,6 +176,15 @@ def test_what_cannot_be_read_is_set_aside_with_a_word(study, harm):
     assert lines(aside) == [bad] and len(said) == 1 and str(aside) in said[0] and str(path) in said[0]
 
 
+def test_a_file_without_one_whole_record_is_left_empty(study):
+    path, said = published_path("tiny", "digits-2c"), []
+    path.parent.mkdir(parents=True)
+    path.write_text("nonsense\n")
+    publish(study, said.append)
+    publish(study, said.append)
+    assert path.read_bytes() == b"" and len(said) == 1
+
+
 def git(place, *arguments):
     identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
     return subprocess.run(["git", *identity, *arguments], cwd=place, check=True, capture_output=True, text=True).stdout
