@@ -181,10 +181,7 @@ def test_relative_indices_take_the_fewest_bits():
         assert width * codes == min(bits * number[bits] for bits in number)
 
 
-<<<<<<< HEAD
 @pytest.mark.slow
-=======
->>>>>>> main
 @pytest.mark.arithmetic
 def test_on_real_digits_forty_times_smaller_with_the_same_classes(digits):
     test = load("digits").test
