@@ -4,6 +4,7 @@
 #   snakemake --config study=report train=no  only what the records that are there give
 import contextlib
 import json
+import os
 import re
 import shlex
 
@@ -50,15 +51,19 @@ if all(path.is_file() for path in SAVINGS):
     }
 PICTURES = [FIGURES / f"{name}.{kind}" for names in STORIES.values() for name in names for kind in ("png", "svg", "pdf")]
 
-# A training job is one benchmark and one seed. Only those with a run whose record is missing, not current or not yet
-# published belong to the graph: file times say nothing about a record, least of all in a fresh clone.
+# A training job is one benchmark and one seed. Only those with a run whose record is missing or not
+# current belong to the graph: file times say nothing about a record, least of all in a fresh clone.
 CURRENT = store.all_current(STUDY.runs)
-LACKING = {(run.benchmark, run.seed) for run in STUDY.runs if run not in CURRENT}
-STALE = sorted(LACKING | {(run.benchmark, run.seed) for run in STUDY.runs if run.record_path.is_file()})
+STALE = sorted({(run.benchmark, run.seed) for run in STUDY.runs if run not in CURRENT})
+# What a study that was killed has not published yet; the newest of all files, so that the table is made.
+PENDING = [run.record_path for run in STUDY.runs if run.record_path.is_file()]
 if config.get("train") in (False, "no"):
-    LACKING, STALE = set(), []
-for benchmark, seed in LACKING:
+    STALE, PENDING = [], []
+for benchmark, seed in STALE:
     (WORK / f"{benchmark}-{seed}.ipynb").unlink(missing_ok=True)
+for path in PENDING:
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(path)
 
 # Papermill writes into the log, which outlives a failure; the output appears when all went well.
 PAPERMILL = (
@@ -69,7 +74,7 @@ PAPERMILL = (
 
 # They come from the delivered models, which are not committed: where some are missing, the tables stay as they are.
 REMAKE = bool(STALE) and all(
-    (run.benchmark, run.seed) in LACKING or run.method == "unpruned" or run.place("models", ".model").is_file()
+    (run.benchmark, run.seed) in STALE or run.method == "unpruned" or run.place("models", ".model").is_file()
     for run in STUDY.runs
 )
 
@@ -127,7 +132,7 @@ rule runs:
 
 rule table:
     """Publish the records and collect them into one table."""
-    input: [path for benchmark in STUDY.benchmarks for path in trained(benchmark)]
+    input: PENDING, [path for benchmark in STUDY.benchmarks for path in trained(benchmark)]
     output: RESULTS / "runs.csv"
     shell: "python -m pruning table {STUDY.name}"
 

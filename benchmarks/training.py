@@ -42,10 +42,18 @@ DENSITY = 0.5
 DENSITIES = (1.0, 0.5, 0.1, 0.03)
 # Processors of fewer instructions that an x86-64 acts out: for PyTorch, its libraries and the compiled convolutions.
 ACTED = {
-    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-             "PRUNING_KERNEL": "x86-64-v3"},
-    "SSE4": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
-             "PRUNING_KERNEL": "x86-64-v2"},
+    "AVX2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "PRUNING_KERNEL": "x86-64-v3",
+    },
+    "SSE4": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        "PRUNING_KERNEL": "x86-64-v2",
+    },
 }
 VARIANTS = ("dataloader_torchprune", "memory_torchprune", "ours_unmasked", "ours_masked")
 
@@ -186,8 +194,12 @@ def acted_out(names: list[str], rounds: int, seconds: float) -> dict[str, list[t
     found = {}
     for form, variables in forms.items():
         done = subprocess.run(
-            [sys.executable, "-c", script], cwd=HERE.parent, env={**os.environ, **variables},
-            stdout=subprocess.PIPE, text=True, check=True,
+            [sys.executable, "-c", script],
+            cwd=HERE.parent,
+            env={**os.environ, **variables},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
         )
         found[form] = json.loads(done.stdout)
     return found
@@ -198,7 +210,9 @@ def clock_of(device: torch.device) -> Callable[[], float]:
     return time.process_time if device.type == "cpu" else time.perf_counter
 
 
-def rates(steps: dict[str, Callable], batch: int, rounds: int, seconds: float, device: torch.device) -> dict[str, float]:
+def rates(
+    steps: dict[str, Callable], batch: int, rounds: int, seconds: float, device: torch.device
+) -> dict[str, float]:
     """Images a second of each variant: medians over rounds in which all take their turn."""
     clock = clock_of(device)
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -258,8 +272,13 @@ def side_by_side(seconds: float) -> float:
 
     def count(processes: int) -> int:
         running = [
-            subprocess.Popen([sys.executable, "-c", script], cwd=HERE.parent, text=True,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            subprocess.Popen(
+                [sys.executable, "-c", script],
+                cwd=HERE.parent,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
             for _ in range(processes)
         ]
         for process in running:
@@ -286,11 +305,17 @@ def timed(benchmark: str, device: torch.device) -> list[tuple[str, float]]:
     dataset, notation = BENCHMARKS[benchmark]
     data = datasets.load(dataset, device)
     training = prepare(notation, Recipe(), 0.5, METHODS["unpruned"], 0, device)
-    parts.append((f"evaluate the {len(data.test.labels):,} test images of {benchmark}",
-                  median_seconds(lambda: accuracy(training.average, data.test), device)))
+    parts.append(
+        (
+            f"evaluate the {len(data.test.labels):,} test images of {benchmark}",
+            median_seconds(lambda: accuracy(training.average, data.test), device),
+        )
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
-        parts.append(("write a checkpoint", median_seconds(lambda: save_state(path, training.state_dict(), "bench"), device)))
+        parts.append(
+            ("write a checkpoint", median_seconds(lambda: save_state(path, training.state_dict(), "bench"), device))
+        )
         parts.append(("read a checkpoint", median_seconds(lambda: load_state(path, "bench", device), device)))
     parts.append(("import pruning (and torch)", fresh("import pruning")))
     parts.append(("import torch alone", fresh("import torch")))
@@ -326,8 +351,16 @@ def main() -> None:
             found = rates(variants, batch, given.rounds, given.seconds, device)
             form = convolution.form() if device.type == "cpu" else "torch"
             rows += [
-                (notation, batch, 1, DENSITY if variant != "ours_unmasked" else 1.0, variant, "all it has",
-                 form if variant.startswith("ours") else "torch", round(found[variant]))
+                (
+                    notation,
+                    batch,
+                    1,
+                    DENSITY if variant != "ours_unmasked" else 1.0,
+                    variant,
+                    "all it has",
+                    form if variant.startswith("ours") else "torch",
+                    round(found[variant]),
+                )
                 for variant in VARIANTS
             ]
             a, b, c, d = (found[variant] for variant in VARIANTS)
@@ -371,7 +404,7 @@ def main() -> None:
     machine = environment(device)
     text = f"""# Training speed
 
-{machine['device']}, one thread a process, {platform.system()}, Python {machine['python']}, torch {machine['torch']}.
+{machine["device"]}, one thread a process, {platform.system()}, Python {machine["python"]}, torch {machine["torch"]}.
 Images a second{" of processor time" if device.type == "cpu" else ""}, medians of {given.rounds} alternating rounds
 of {given.seconds} s; made by `make bench`.
 
@@ -407,10 +440,19 @@ compiler are held to them, and so is MKL, which does the matrix products, on pro
     (given.output / "training.md").write_text(text)
     with open(given.output / "training.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow((
-            "processor", "network", "batch", "threads", "density", "variant", "instructions", "convolutions",
-            "images_per_second",
-        ))
+        writer.writerow(
+            (
+                "processor",
+                "network",
+                "batch",
+                "threads",
+                "density",
+                "variant",
+                "instructions",
+                "convolutions",
+                "images_per_second",
+            )
+        )
         writer.writerows((machine["device"], *row) for row in rows)
 
 

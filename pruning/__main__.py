@@ -1,7 +1,7 @@
 """The command line: ``python -m pruning VERB``.
 
-    python -m pruning run digits --seeds [0]
-    python -m pruning status report
+python -m pruning run digits --seeds [0]
+python -m pruning status report
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def command_line() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def add(act: Callable, study: str | None = None, selects: bool = False, trains: bool = False) -> None:
-        text = act.__doc__.rstrip(".")
-        verb = verbs.add_parser(act.__name__.rstrip("_"), help=text[0].lower() + text[1:], description=act.__doc__)
+        text = act.__doc__ or ""
+        verb = verbs.add_parser(act.__name__.rstrip("_"), help=text[0].lower() + text[1:-1], description=text)
         verb.set_defaults(act=act)
         if study:
             verb.add_argument("study", nargs="?", default=study, help=f"name or YAML file (default {study})")
@@ -119,7 +119,8 @@ def readme(given: argparse.Namespace) -> None:
     from pruning.study.store import recorded
     from pruning.study.studies import load
 
-    path, more = root() / "README.md", {"smallest": [], "methods": []}
+    path = root() / "README.md"
+    more: dict[str, list[dict]] = {"smallest": [], "methods": []}
     for name in more:
         with contextlib.suppress(StudyError):
             more[name] = recorded(load(name))

@@ -21,9 +21,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pruning.masks import Masked
+from pruning.masks import Synapses
 
-Layers = Mapping[str, Masked]
+Layers = Mapping[str, Synapses]
 Scores = Mapping[str, Tensor]
 Amounts = Mapping[str, float]
 Thresholds = dict[str, float]
@@ -111,12 +111,12 @@ def lamp_scores(values: Tensor) -> Tensor:
     return squares / squares.flip(0).cumsum(0).flip(0).clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def above_threshold(layer: Masked, scores: Tensor, threshold: float) -> Tensor:
+def above_threshold(layer: Synapses, scores: Tensor, threshold: float) -> Tensor:
     """Keep what scores above the threshold; what is pruned stays pruned."""
     return layer.mask & (scores > threshold)
 
 
-def spliced(layer: Masked, scores: Tensor, threshold: float) -> Tensor:
+def spliced(layer: Synapses, scores: Tensor, threshold: float) -> Tensor:
     """Keep by two thresholds, as network surgery does (Guo et al. 2016, equation 3).
 
     Scores below 0.9 of the threshold are pruned, those above 1.1 of it come back, and between them
@@ -131,11 +131,11 @@ def _overall(layers: Layers, amounts: Amounts) -> float:
     return sum(amounts[name] * count for name, count in synapses.items()) / sum(synapses.values())
 
 
-def _unpruned(layer: Masked, scores: Tensor) -> Tensor:
+def _unpruned(layer: Synapses, scores: Tensor) -> Tensor:
     return torch.where(layer.mask, scores, -math.inf)
 
 
 def _threshold(scores: Tensor, density: float) -> float:
-    """The score above which the fraction ``density`` of all synapses, pruned ones counted, stays."""
+    """Find the score above which the fraction ``density`` of all synapses, pruned ones counted, stays."""
     pruned = scores.numel() - max(round(density * scores.numel()), 1)
     return float(scores.flatten().kthvalue(pruned).values) if pruned > 0 else -math.inf

@@ -38,7 +38,10 @@ class Jacobian:
 
     @torch.no_grad()
     def __init__(
-        self, model: nn.Module, images: Iterable[Tensor], generator: torch.Generator | None = None,
+        self,
+        model: nn.Module,
+        images: Iterable[Tensor],
+        generator: torch.Generator | None = None,
         frozen: Container[str] = (),
     ):
         self.masks = {_weight(name): layer.mask.clone() for name, layer in masked_layers(model).items()}
@@ -63,14 +66,17 @@ class Jacobian:
     def _stays(self, keep: Mapping[str, Tensor]) -> Tensor:
         """Which columns belong to what ``keep`` keeps [columns]."""
         keep = {_weight(name): kept for name, kept in keep.items()}
-        return torch.cat([
-            keep[name][mask].flatten() if (mask := self.masks.get(name)) is not None
-            else torch.ones(shape.numel(), dtype=torch.bool, device=self.rows.device)
-            for name, shape in self.shapes.items()
-        ])
+        return torch.cat(
+            [
+                keep[name][mask].flatten()
+                if (mask := self.masks.get(name)) is not None
+                else torch.ones(shape.numel(), dtype=torch.bool, device=self.rows.device)
+                for name, shape in self.shapes.items()
+            ]
+        )
 
     def within(self, keep: Mapping[str, Tensor]) -> Jacobian:
-        """The same rows for the masks ``keep``, within those they were made with: for a next step without measuring anew."""
+        """Return the same rows for masks ``keep`` within those they were made with: a next step needs no measuring."""
         other = copy.copy(self)
         other.rows = self.rows[:, self._stays(keep)]
         other.masks = {_weight(name): kept.clone() for name, kept in keep.items()}
@@ -111,7 +117,7 @@ class Jacobian:
 
 
 def _weight(layer: str) -> str:
-    """The name of a layer's weight; the layer without a name is the model itself."""
+    """Name a layer's weight; the layer without a name is the model itself."""
     return f"{layer}.weight" if layer else "weight"
 
 
@@ -124,4 +130,4 @@ def _signs(count: int, outputs: int, generator: torch.Generator | None) -> Tenso
 
 
 def _combined(plain: nn.Module, values: Mapping[str, Tensor], image: Tensor, signs: Tensor) -> Tensor:
-    return (functional_call(plain, values, (image[None],))[0] * signs).sum()
+    return (functional_call(plain, dict(values), (image[None],))[0] * signs).sum()

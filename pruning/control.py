@@ -25,12 +25,14 @@ and one that measures what each step of pruning costs, as ``adaptive`` does, is 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 
+from pruning.masks import Synapses, verify
 from pruning.methods import METHODS, Method
 from pruning.pruner import Pruner
 from pruning.strategies import GOING_ON, Decision, Evaluation, Feedback
@@ -90,16 +92,25 @@ class PruneControl:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.requirement, self.method = requirement, method
         self.patience, self.budget, self.ramp = patience, budget, ramp
-        self.strategy, self.hook = replace(method.strategy), replace(method.hook)
+        self.strategy, self.hook = _fresh(method.strategy), _fresh(method.hook)
         self.pruner = Pruner(
-            model, method.criterion, method.allocation, method.masking, hook=self.hook, optimizer=optimizer,
-            average=average, score_average=self.strategy.scores_average, paces=paces, seed=seed,
+            model,
+            method.criterion,
+            method.allocation,
+            method.masking,
+            hook=self.hook,
+            optimizer=optimizer,
+            average=average,
+            score_average=self.strategy.scores_average,
+            paces=paces,
+            seed=seed,
         )
         self.phase = "train"
         self.missed = 0
         self.start: int | None = None
         self.best: dict | None = None
         self.events: list[Event] = []
+        self.observed = False
         if self.strategy.checkpoint == 0:
             self.pruner.remember("early")
 
@@ -117,6 +128,15 @@ class PruneControl:
     def density(self) -> float:
         """Significant synapses over all synapses of the model as it is now."""
         return self.pruner.density
+
+    @property
+    def layers(self) -> dict[str, Synapses]:
+        """The masked layers by name."""
+        return self.pruner.layers
+
+    def densities(self) -> dict[str, float]:
+        """Density of each layer as it is now."""
+        return self.pruner.densities()
 
     @property
     def restarted(self) -> int:
@@ -143,7 +163,9 @@ class PruneControl:
 
     def observe(self, iteration: int) -> None:
         """Do what the method does at every iteration, the gradients of ``iteration`` at hand."""
-        if self._lacks_checkpoint and iteration == self.strategy.checkpoint + 1:
+        self.observed = True
+        checkpoint = self.strategy.checkpoint
+        if checkpoint is not None and self._lacks_checkpoint and iteration == checkpoint + 1:
             self.pruner.remember("early")
         if self._hook_acts:
             self.hook.step(self.pruner, iteration)
@@ -151,8 +173,11 @@ class PruneControl:
                 layer.dense_grad = None
 
     def update(
-        self, iteration: int, accuracy: float,
-        evaluate: Callable[[], float] | None = None, next_images: Callable[[], Tensor] | None = None,
+        self,
+        iteration: int,
+        accuracy: float,
+        evaluate: Callable[[], float] | None = None,
+        next_images: Callable[[], Tensor] | None = None,
     ) -> Event:
         """Take the validation accuracy after ``iteration`` iterations; prune or stop where it is time.
 
@@ -162,6 +187,7 @@ class PruneControl:
         model that comes trained, ``iteration`` counts on from those of its training.
         """
         accuracy = self._checked(iteration, accuracy, evaluate, next_images)
+        verify(self.pruner.model, self.pruner.layers)
         density, looks = self.pruner.density, []
         if accuracy >= self.requirement:
             self._keep(iteration, accuracy)
@@ -175,8 +201,9 @@ class PruneControl:
             over = self.budget is not None and iteration >= self.budget
             decision = Decision("budget spent" if over else "wait", phase="train")
         else:
-            feedback = Feedback(evaluate, next_images, report)
-            decision = self.strategy.step(self.pruner, self._evaluation(iteration, accuracy), feedback)
+            feedback = Feedback(evaluate or _missing, next_images or _missing, report)
+            evaluation = self._evaluation(iteration, accuracy, self.start)
+            decision = self.strategy.step(self.pruner, evaluation, feedback)
             self.missed = 0 if accuracy >= self.requirement else self.missed + 1
         if decision.thresholds:
             self.hook.pruned(iteration, decision.thresholds, self.ramp)
@@ -192,22 +219,37 @@ class PruneControl:
             raise RuntimeError("the control has stopped: take delivered()")
         if not 0 <= accuracy <= 1:
             raise ValueError(f"accuracy must be a fraction between 0 and 1, got {accuracy}")
+        late = self.start is not None and iteration > self.start
+        if self.hook.acts and (self.hook.early or late) and not self.observed:
+            raise RuntimeError(
+                "this method acts at every iteration, and was never told of one: call observe(iteration) between "
+                "loss.backward() and optimizer.step() while control.watching is true"
+            )
         given = {"evaluate": evaluate, "next_images": next_images}
         if any(given[name] is None for name in self.strategy.needs):
-            raise ValueError("this method asks what pruning costs: call update(iteration, accuracy, evaluate, next_images)")
+            raise ValueError(
+                "this method asks what pruning costs: call update(iteration, accuracy, evaluate, next_images)"
+            )
         if self.strategy.needs and iteration < 1:
             raise ValueError(
-                f"iteration must be at least 1, got {iteration}: this method's effort is a multiple of the iterations up to "
-                "the requirement, so count those of the training that a model comes with"
+                f"iteration must be at least 1, got {iteration}: this method's effort is a multiple of the iterations "
+                "up to the requirement, so count those of the training that a model comes with"
             )
         return float(accuracy)
 
-    def _evaluation(self, iteration: int, accuracy: float) -> Evaluation:
+    def _evaluation(self, iteration: int, accuracy: float, start: int) -> Evaluation:
         last = next((event.iteration for event in reversed(self.events) if event.phase != "look"), 0)
         return Evaluation(
-            iteration, accuracy, self.requirement, self.start, next=2 * iteration - last,  # as far away as the last
-            missed=self.missed, dense=sum(event.phase == "train" for event in self.events),
-            patience=self.patience, budget=self.budget, ramp=self.ramp,
+            iteration,
+            accuracy,
+            self.requirement,
+            start,
+            next=2 * iteration - last,  # as far away as the last
+            missed=self.missed,
+            dense=sum(event.phase == "train" for event in self.events),
+            patience=self.patience,
+            budget=self.budget,
+            ramp=self.ramp,
         )
 
     def _event(self, iteration, phase, accuracy, density, action, thresholds) -> Event:
@@ -225,24 +267,43 @@ class PruneControl:
                 layer.dense_gradient = True
 
     def delivered(self) -> nn.Module:
-        """A copy of the sparsest model that met the requirement; of the model as it is, where none did."""
+        """Copy the sparsest model that met the requirement; where none did, the model as it is, with a warning."""
+        if self.best is None:
+            text = f"no model met the requirement of {self.requirement:g}: the model is delivered as it is"
+            warnings.warn(text, stacklevel=2)
         return self.pruner.deliver(self.best["model"] if self.best else None)
 
-    _STATE = ("requirement", "phase", "missed", "start", "best")
+    _STATE = ("phase", "missed", "start", "best", "observed")
 
     def state_dict(self) -> dict:
         """All that the control needs to go on, as tensors and plain values."""
-        return {name: copy.deepcopy(getattr(self, name)) for name in self._STATE} | {
-            "method": self.method.fields(), "layers": list(self.pruner.layers), "pruner": self.pruner.state_dict(),
-            "strategy": _kept(self.strategy), "hook": _kept(self.hook), "events": [asdict(event) for event in self.events],
+        return (
+            self._identity()
+            | {name: copy.deepcopy(getattr(self, name)) for name in self._STATE}
+            | {
+                "pruner": self.pruner.state_dict(),
+                "strategy": _kept(self.strategy),
+                "hook": _kept(self.hook),
+                "events": [asdict(event) for event in self.events],
+            }
+        )
+
+    def _identity(self) -> dict:
+        """Return what a state must agree in with the control that loads it."""
+        layers = {name: list(layer.mask.shape) for name, layer in self.pruner.layers.items()}
+        return {
+            "requirement": self.requirement,
+            "method": self.method.fields(),
+            "layers": layers,
+            "ramp": self.ramp,
+            "seed": self.pruner.seed,
         }
 
     def load_state_dict(self, state: Mapping) -> None:
         """Go on from ``state_dict()``; model, average and optimizer are restored by their owner."""
-        own = {"requirement": self.requirement, "method": self.method.fields(), "layers": list(self.pruner.layers)}
-        for name, value in own.items():
-            if state[name] != value:
-                raise ValueError(f"this state belongs to another {name}: {state[name]}, where this control has {value}")
+        for name, own in self._identity().items():
+            if state[name] != own:
+                raise ValueError(f"this state belongs to another {name}: {state[name]}, where this control has {own}")
         for name in self._STATE:
             setattr(self, name, copy.deepcopy(state[name]))
         self.events = [Event(**event) for event in state["events"]]
@@ -254,5 +315,14 @@ class PruneControl:
 
 
 def _kept(part) -> dict:
-    """The state of a strategy or hook: its fields that are no settings."""
+    """Copy the state of a strategy or hook: its fields that are no settings."""
     return {item.name: copy.deepcopy(getattr(part, item.name)) for item in fields(part) if not item.init}
+
+
+def _fresh(part):
+    """Copy a strategy or hook with its settings, its state as at the start."""
+    return replace(part)
+
+
+def _missing():
+    raise RuntimeError("this method asked for what update(iteration, accuracy, evaluate, next_images) was not given")

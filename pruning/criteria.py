@@ -18,37 +18,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pruning.masks import Masked
+from pruning.masks import Synapses
 
 
-def magnitude(layer: Masked, generator: torch.Generator | None = None) -> Tensor:
-    """Score by the absolute weight (Han et al. 2015); ``generator`` is not used."""
-    return layer.weight.detach().abs()
+def magnitude(layer: Synapses, generator: torch.Generator | None = None) -> Tensor:
+    """Score by the absolute weight (Han et al. 2015), where it learns under the mask too; ``generator`` is not used."""
+    return layer.parameter.detach().abs()
 
 
-def random(layer: Masked, generator: torch.Generator | None = None) -> Tensor:
+def random(layer: Synapses, generator: torch.Generator | None = None) -> Tensor:
     """Score by uniform noise in [0, 1): the baseline that every criterion must beat."""
     return torch.rand(layer.weight.shape, generator=generator).to(layer.weight.device)
 
 
 @torch.no_grad()
-def snip(layer: Masked, scores: Tensor | None = None) -> Tensor:
+def snip(layer: Synapses, scores: Tensor | None = None) -> Tensor:
     """Score by the connection sensitivity |w dL/dw| of one mini-batch (Lee et al. 2019).
 
     That is the derivative of the loss with respect to a gate that multiplies the synapse.
     """
-    return (layer.weight * layer.weight.grad).abs()
+    return (layer.weight * _gradient(layer)).abs()
 
 
 @torch.no_grad()
-def ema_snip(layer: Masked, scores: Tensor | None = None) -> Tensor:
+def ema_snip(layer: Synapses, scores: Tensor | None = None) -> Tensor:
     """Score by the connection sensitivity, averaged exponentially over about the last hundred mini-batches."""
     latest = snip(layer)
     return latest if scores is None else scores.lerp(latest, 0.01)
 
 
 @torch.no_grad()
-def movement(layer: Masked, scores: Tensor | None = None) -> Tensor:
+def movement(layer: Synapses, scores: Tensor | None = None) -> Tensor:
     """Score by the sum of -w dL/dw over iterations (Sanh et al. 2020): high for weights that move away from zero."""
-    latest = -layer.weight * layer.weight.grad
+    latest = -layer.weight * _gradient(layer)
     return latest if scores is None else scores + latest
+
+
+def _gradient(layer: Synapses) -> Tensor:
+    if layer.gradient is None:
+        raise RuntimeError("the layer has no gradient: score it after a backward pass in which it took part")
+    return layer.gradient

@@ -33,10 +33,18 @@ class Hook:
     """
 
     acts: ClassVar[bool] = False
-    early: ClassVar[bool] = False
     dense: ClassVar[bool] = False
     learns_masked: ClassVar[bool] = False
-    ready: ClassVar[bool] = True
+
+    @property
+    def early(self) -> bool:
+        """Whether ``step`` is to be called from the first iteration on."""
+        return False
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is what scores are made of."""
+        return True
 
     def step(self, pruner: Pruner, iteration: int) -> None:
         """Act between the backward pass and the optimizer's step of ``iteration``."""
@@ -73,7 +81,10 @@ class GradientScores(Hook):
         if self.once and self.memory:
             return
         for name, layer in pruner.layers.items():
-            self.memory[name] = pruner.criterion(layer, self.memory.get(name))
+            gradient = layer.gradient
+            # A layer without a gradient in this step, or with an overflow as a gradient scaler skips, keeps its scores.
+            if gradient is not None and gradient.isfinite().all():
+                self.memory[name] = pruner.criterion(layer, self.memory.get(name))
 
     def scores(self, pruner: Pruner) -> dict[str, Tensor]:
         if not self.memory:
@@ -105,8 +116,13 @@ class NetworkSurgery(Hook):
     @torch.no_grad()
     def step(self, pruner: Pruner, iteration: int) -> None:
         for layer in pruner.layers.values():
-            # In place, as the optimizer wants the weight's memory layout.
-            layer.weight.grad.copy_(torch.where(layer.mask, layer.dense_grad, self.rate * layer.dense_grad))
+            gradient, dense = layer.gradient, layer.dense_grad
+            if gradient is None or dense is None:
+                continue
+            # In place, as the optimizer wants the weight's memory layout. What was done to the gradient since the
+            # backward pass, such as unscaling or clipping, counts for pruned synapses too.
+            scale = _scale(gradient[layer.mask], dense[layer.mask])
+            gradient.copy_(torch.where(layer.mask, gradient, scale * self.rate * dense))
         if self.thresholds and iteration % self.every == 0:
             pruner.apply(self.thresholds)
 
@@ -134,7 +150,7 @@ class RigL(Hook):
             raise ValueError(f"fraction must lie between 0 and 1, got {self.fraction}")
 
     def exchanged(self, since: int, phase: int) -> float:
-        """The fraction exchanged ``since`` iterations after the pruning, in a phase of ``phase`` iterations."""
+        """Compute the fraction exchanged ``since`` iterations after the pruning, in a phase of ``phase`` iterations."""
         return self.fraction / 2 * (1 + math.cos(math.pi * since / phase)) if since < phase else 0.0
 
     @torch.no_grad()
@@ -147,18 +163,19 @@ class RigL(Hook):
         for name, layer in pruner.layers.items():
             count = int(self.exchanged(since, self.phase) * layer.significant)
             count = min(count, layer.synapses - layer.significant)
-            if not count:
+            dense, gradient = layer.dense_grad, layer.gradient
+            if not count or dense is None or gradient is None or not dense.isfinite().all():
                 continue
             weights = torch.where(layer.mask, layer.weight.abs(), math.inf).flatten()
             kept = layer.mask.flatten().clone()
             kept[weights.topk(count, largest=False).indices] = False
-            gradients = torch.where(kept, -math.inf, layer.dense_grad.abs().reshape(-1))
+            gradients = torch.where(kept, -math.inf, dense.abs().reshape(-1))
             grown = kept.clone()
             grown[gradients.topk(count).indices] = True
             # Twice, so that a synapse that was dropped and grows at once starts at zero too.
             pruner.set_mask(name, kept.view_as(layer.mask))
             pruner.set_mask(name, grown.view_as(layer.mask))
-            layer.weight.grad.masked_fill_(~kept.view_as(layer.mask), 0)
+            gradient.masked_fill_(~kept.view_as(layer.mask), 0)
 
     def pruned(self, iteration: int, thresholds: Mapping[str, float], ramp: int) -> None:
         self.last, self.phase = iteration, max(ramp // 4, 1)
@@ -183,8 +200,16 @@ class BiasedDecay(Hook):
     @torch.no_grad()
     def step(self, pruner: Pruner, iteration: int) -> None:
         for layer in pruner.layers.values():
-            layer.weight.grad.add_(self.decay(layer.weight))
+            if layer.gradient is not None:
+                layer.gradient.add_(self.decay(layer.weight))
 
     def decay(self, weight: Tensor) -> Tensor:
-        """The bias's gradient, of ``weight``'s shape."""
+        """Compute the bias's gradient, of ``weight``'s shape."""
         return self.strength * self.scale * weight.sign() / (1 + self.scale * weight.abs()).square()
+
+
+def _scale(now: Tensor, then: Tensor) -> Tensor | float:
+    """Find the factor that takes one gradient to another, 1 where they are equal."""
+    if torch.equal(now, then):
+        return 1.0
+    return (now * then).sum() / then.square().sum().clamp_min(torch.finfo(then.dtype).tiny)

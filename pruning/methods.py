@@ -1,7 +1,7 @@
 """The known methods as combinations of criterion, allocation, strategy and hook.
 
-    >>> METHODS["gradual"].strategy.schedule
-    PolynomialSchedule(final=0.005)
+>>> METHODS["gradual"].strategy.schedule
+PolynomialSchedule(final=0.005)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Method:
 
 
 def settings(part) -> dict:
-    """A dataclass and its settings as nested plain values, without the state that it keeps."""
+    """Turn a dataclass and its settings into nested plain values, without the state that it keeps."""
     chosen = {}
     for name in [item.name for item in fields(part) if item.init]:
         value = getattr(part, name)
@@ -58,72 +58,112 @@ METHODS: Mapping[str, Method] = {
     "unpruned": Method(magnitude, global_threshold, NoPruning(), reference="training without pruning"),
     # Convolutions lose accuracy sooner than fully connected layers (Han et al. 2015, figure 6).
     "iterative": Method(
-        magnitude, std_threshold, Rounds(LinearThreshold(0.1), convolution_pace=0.5),
+        magnitude,
+        std_threshold,
+        Rounds(LinearThreshold(0.1), convolution_pace=0.5),
         reference=f"rounds of a threshold per layer that rises with the layer's standard deviation; {HAN}",
     ),
     "gradual": Method(
-        magnitude, global_threshold, Ramp(PolynomialSchedule(0.005)),
+        magnitude,
+        global_threshold,
+        Ramp(PolynomialSchedule(0.005)),
         reference="one global threshold that follows a cubic; Zhu and Gupta 2017",
     ),
     "oneshot": Method(
-        magnitude, global_threshold, Rounds(GeometricSchedule(0.7), from_dense=True),
+        magnitude,
+        global_threshold,
+        Rounds(GeometricSchedule(0.7), from_dense=True),
         reference=f"the dense network pruned at once, to a smaller density each time; a baseline of {HAN}",
     ),
     "random": Method(
-        random, uniform, Rounds(GeometricSchedule(0.8)), reference="synapses at random: the baseline of all criteria",
+        random,
+        uniform,
+        Rounds(GeometricSchedule(0.8)),
+        reference="synapses at random: the baseline of all criteria",
     ),
     # Each differs from gradual in one part: the allocation, or the criterion.
     "uniform": Method(
-        magnitude, uniform, Ramp(PolynomialSchedule(0.005)),
+        magnitude,
+        uniform,
+        Ramp(PolynomialSchedule(0.005)),
         reference="gradual with the same density in every layer; Zhu and Gupta 2017",
     ),
     "erk": Method(
-        magnitude, erk, Ramp(PolynomialSchedule(0.005)),
+        magnitude,
+        erk,
+        Ramp(PolynomialSchedule(0.005)),
         reference="gradual with Erdős–Rényi-kernel densities; Mocanu et al. 2018, Evci et al. 2020",
     ),
     "lamp": Method(
-        magnitude, lamp, Ramp(PolynomialSchedule(0.005)),
+        magnitude,
+        lamp,
+        Ramp(PolynomialSchedule(0.005)),
         reference="gradual with layer-adaptive magnitudes; Lee et al. 2021",
     ),
     "sensitivity": Method(
-        ema_snip, global_threshold, Ramp(PolynomialSchedule(0.005)), hook=GradientScores(),
+        ema_snip,
+        global_threshold,
+        Ramp(PolynomialSchedule(0.005)),
+        hook=GradientScores(),
         reference="gradual by connection sensitivity averaged over mini-batches; after Lee et al. 2019",
     ),
     # Densities of a geometric schedule, each trained from the initialisation (SNIP's masks are those of its
     # first batch) or from early weights, or with the warm-up repeated. All iterations count.
     "snip": Method(
-        snip, global_threshold, Rounds(GeometricSchedule(0.7), rewind=Rewind(0)), hook=GradientScores(once=True),
+        snip,
+        global_threshold,
+        Rounds(GeometricSchedule(0.7), rewind=Rewind(0)),
+        hook=GradientScores(once=True),
         reference="connection sensitivity at initialisation, trained from there; SNIP, Lee et al. 2019",
     ),
     "lottery": Method(
-        magnitude, global_threshold, Rounds(GeometricSchedule(0.7), rewind=Rewind(50)),
+        magnitude,
+        global_threshold,
+        Rounds(GeometricSchedule(0.7), rewind=Rewind(50)),
         reference="lottery tickets with weights rewound to iteration 50; Frankle and Carbin 2019, Frankle et al. 2020",
     ),
     "raterewind": Method(
-        magnitude, global_threshold, Rounds(GeometricSchedule(0.7), rewind=Rewind(None)),
+        magnitude,
+        global_threshold,
+        Rounds(GeometricSchedule(0.7), rewind=Rewind(None)),
         reference="learning-rate rewinding after each round; Renda et al. 2020",
     ),
     # RigL exchanges synapses at the density of each round, from the mask that magnitude left;
     # dense-sparse-dense has all of them back between two rounds.
     "rigl": Method(
-        magnitude, erk, Rounds(GeometricSchedule(0.7)), hook=RigL(),
-        reference="synapses dropped by magnitude and grown by gradient, at the density of each round; RigL, Evci et al. 2020",
+        magnitude,
+        erk,
+        Rounds(GeometricSchedule(0.7)),
+        hook=RigL(),
+        reference="synapses dropped by magnitude and grown by gradient, between two rounds; RigL, Evci et al. 2020",
     ),
     "movement": Method(
-        movement, uniform, Rounds(GeometricSchedule(0.7)), hook=GradientScores(),
+        movement,
+        uniform,
+        Rounds(GeometricSchedule(0.7)),
+        hook=GradientScores(),
         reference="synapses whose weights move towards zero; movement pruning, Sanh et al. 2020",
     ),
     "dsd": Method(
-        magnitude, global_threshold, Rounds(GeometricSchedule(0.7), redense=3),
+        magnitude,
+        global_threshold,
+        Rounds(GeometricSchedule(0.7), redense=3),
         reference="all synapses back between two rounds; dense-sparse-dense, Han et al. 2017",
     ),
     # Two that add one part to iterative.
     "surgery": Method(
-        magnitude, std_threshold, Rounds(LinearThreshold(0.1), convolution_pace=0.5), masking=spliced,
-        hook=NetworkSurgery(), reference="iterative with pruned synapses that may come back; Guo et al. 2016",
+        magnitude,
+        std_threshold,
+        Rounds(LinearThreshold(0.1), convolution_pace=0.5),
+        masking=spliced,
+        hook=NetworkSurgery(),
+        reference="iterative with pruned synapses that may come back; Guo et al. 2016",
     ),
     "biased": Method(
-        magnitude, std_threshold, Rounds(LinearThreshold(0.1), convolution_pace=0.5), hook=BiasedDecay(),
+        magnitude,
+        std_threshold,
+        Rounds(LinearThreshold(0.1), convolution_pace=0.5),
+        hook=BiasedDecay(),
         reference="iterative with a weight decay that favours large weights; Hanson and Pratt 1989",
     ),
     # The study's own, at twice the unpruned effort, at more, and at much more; then with one ingredient off each.

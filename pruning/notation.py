@@ -1,6 +1,8 @@
 """Networks from the report's notation.
 
-    model = lenet("28x28-6c5-16c5-120-84-10")
+    >>> model = lenet("28x28-6c5-16c5-120-84-10")
+    >>> model.conv2
+    Conv2d(6, 16, kernel_size=(5, 5), stride=(1, 1))
 
 That is an input of 28 x 28 and one channel, 6 and then 16 convolutions of 5 x 5, hidden layers of 120 and 84 neurons,
 10 outputs. An input of several channels is written ``3x32x32``.
@@ -91,27 +93,46 @@ def _parse(notation: str) -> tuple[tuple[int, int, int], tuple[Layer, ...]]:
     for token in tokens:
         if convolution := CONVOLUTION.fullmatch(token):
             if linears:
-                raise _fault(notation, start, token, "expected a fully connected layer here: "
-                             "convolutions come before the first of them")
+                raise _fault(
+                    notation,
+                    start,
+                    token,
+                    "expected a fully connected layer here: convolutions come before the first of them",
+                )
             outputs, kernel = map(int, convolution.groups())
             if kernel > min(height, width):
-                raise _fault(notation, start, token, "expected a kernel that fits: it is "
-                             f"{kernel}x{kernel}, the feature map that arrives {height}x{width}")
+                raise _fault(
+                    notation,
+                    start,
+                    token,
+                    "expected a kernel that fits: it is "
+                    f"{kernel}x{kernel}, the feature map that arrives {height}x{width}",
+                )
             height, width = height - kernel + 1, width - kernel + 1
-            convolutions.append(_layer("conv", len(convolutions) + 1, height * width,
-                                       outputs, channels, kernel, kernel))
+            convolutions.append(
+                _layer("conv", len(convolutions) + 1, height * width, outputs, channels, kernel, kernel)
+            )
             channels = outputs
             if len(convolutions) <= POOLED:
                 if min(height, width) < 2:
-                    raise _fault(notation, start, token, "expected a feature map that fits the "
-                                 f"2x2 pooling after it: {height}x{width} is left by this kernel")
+                    raise _fault(
+                        notation,
+                        start,
+                        token,
+                        "expected a feature map that fits the "
+                        f"2x2 pooling after it: {height}x{width} is left by this kernel",
+                    )
                 height, width = height // 2, width // 2
         elif LINEAR.fullmatch(token):
             inputs = linears[-1].shape[0] if linears else channels * height * width
             linears.append(_layer("linear", len(linears) + 1, 1, int(token), inputs))
         else:
-            raise _fault(notation, start, token, "expected a layer here: 16c5 (16 convolutions of "
-                         "5x5) or 120 (neurons), sizes of 1 or more, no spaces")
+            raise _fault(
+                notation,
+                start,
+                token,
+                "expected a layer here: 16c5 (16 convolutions of 5x5) or 120 (neurons), sizes of 1 or more, no spaces",
+            )
         start += len(token) + 1
     if not linears:
         raise _fault(notation, len(notation), "", "expected the output layer here, such as -10")

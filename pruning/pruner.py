@@ -1,13 +1,13 @@
 """Pruner: a model, its moving average and its optimizer, scored, pruned and rewound together.
 
-    >>> import torch
-    >>> from pruning import masked
-    >>> from pruning.allocation import global_threshold
-    >>> from pruning.criteria import magnitude
-    >>> pruner = Pruner(masked(torch.nn.Linear(10, 10)), magnitude, global_threshold)
-    >>> thresholds = pruner.prune({"": 0.25})      # a density per layer, by the layer's name
-    >>> pruner.density
-    0.25
+>>> import torch
+>>> from pruning import masked
+>>> from pruning.allocation import global_threshold
+>>> from pruning.criteria import magnitude
+>>> pruner = Pruner(masked(torch.nn.Linear(10, 10)), magnitude, global_threshold)
+>>> thresholds = pruner.prune({"": 0.25})      # a density per layer, by the layer's name
+>>> pruner.density
+0.25
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ class Pruner:
         self.model, self.optimizer, self.average = model, optimizer, average
         self.criterion, self.allocation, self.masking, self.hook = criterion, allocation, masking, hook or Hook()
         self.score_average, self.paces, self.seed = score_average, dict(paces or {}), seed
+        for layer in (*self.layers.values(), *self.averages.values()):
+            layer.learns_masked = self.hook.learns_masked
         self.round = 0
         self.checkpoints: dict[str, dict] = {}
 
@@ -110,20 +112,34 @@ class Pruner:
     @torch.no_grad()
     def prune(self, amounts: Mapping[str, float], jacobian: Jacobian | None = None) -> dict[str, float]:
         """Prune each layer by its amount, and compensate by a Jacobian where one is given; returns the thresholds."""
+        self._require_finite()
         scores = self.hook.scores(self)
-        thresholds = self.allocation(self.layers, scores, amounts)
+        # A layer without scores, such as a frozen one where gradients score, stays as it is.
+        scored = {name: layer for name, layer in self.layers.items() if name in scores}
+        thresholds = self.allocation(scored, scores, {name: amounts[name] for name in scored})
+        if bad := [name for name, threshold in thresholds.items() if math.isnan(threshold)]:
+            raise ValueError(f"the threshold of layer '{bad[0]}' is not a number: its scores hold NaN")
         masks = self._masks(thresholds, scores)
         if jacobian is not None:
             jacobian.compensate(masks, {id(model): model for model in (self.model, self.evaluated)}.values())
         self._set_masks(masks)
         return thresholds
 
+    def _require_finite(self) -> None:
+        for layers in (self.layers, self.averages):
+            for name, layer in layers.items():
+                if not layer.weight.isfinite().all():
+                    raise ValueError(f"layer '{name}' has weights that are not finite: nothing was pruned")
+
     def apply(self, thresholds: Mapping[str, float]) -> None:
         """Set the masks that follow from one threshold per layer and the scores of this moment."""
         self._set_masks(self._masks(thresholds, self.hook.scores(self)))
 
     def _masks(self, thresholds: Mapping[str, float], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: self.masking(layer, scores[name], thresholds[name]) for name, layer in self.layers.items()}
+        return {
+            name: self.masking(layer, scores[name], thresholds[name]) if name in scores else layer.mask.clone()
+            for name, layer in self.layers.items()
+        }
 
     def _set_masks(self, masks: Mapping[str, Tensor]) -> None:
         for name, keep in masks.items():
@@ -151,7 +167,7 @@ class Pruner:
                 value.masked_fill_(~layer.mask, 0)
 
     def snapshot(self) -> dict:
-        """A copy of the states of model, average and optimizer."""
+        """Copy the states of model, average and optimizer."""
         parts = {"model": self.model, "average": self.average, "optimizer": self.optimizer}
         return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items() if part is not None}
 
@@ -171,7 +187,7 @@ class Pruner:
         self.checkpoints[name] = self.snapshot()
 
     def deliver(self, state: Mapping | None) -> nn.Module:
-        """A copy of the evaluated model with a state, as it is now without one; zero where pruned."""
+        """Copy the evaluated model with a state, as it is now without one; zero where pruned."""
         model = copy.deepcopy(self.evaluated)
         if state is not None:
             model.load_state_dict(state)
@@ -180,7 +196,7 @@ class Pruner:
         return model
 
     def state_dict(self) -> dict:
-        """What the pruner needs to go on beside model, average and optimizer, which are restored by their owner."""
+        """Return what the pruner needs to go on, beside model, average and optimizer, which their owner restores."""
         return {"round": self.round, "checkpoints": copy.deepcopy(self.checkpoints)}
 
     def load_state_dict(self, state: Mapping) -> None:

@@ -93,18 +93,18 @@ class AccuracyTolerance:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
     def end(self, start: int, budget: int | None) -> float:
-        """The iteration at which the tolerance is zero, where the requirement was met first after ``start``."""
+        """Compute the iteration at which the tolerance is zero, where the requirement was met first after ``start``."""
         return min(self.effort * start, math.inf if budget is None else budget)
 
     def elapsed(self, start: int, now: int, budget: int | None) -> float:
-        """The fraction of the way from ``start`` to the end that iteration ``now`` has behind it, at most 1."""
+        """Compute the fraction of the way from ``start`` to the end that iteration ``now`` has behind it, at most 1."""
         return min((now - start) / max(self.end(start, budget) - start, 1), 1)
 
     def lowest_accuracy(self, requirement: float, start: int, now: int, budget: int | None, missed: int = 0) -> float:
-        """The accuracy that a step at iteration ``now`` must leave, after ``missed`` evaluations below the requirement."""
-        tolerance = self.depth * (1 - self.elapsed(start, now, budget)) ** self.power * math.exp(-missed / self.patience)
-        return requirement - tolerance * math.sqrt(requirement * (1 - requirement))
+        """Compute the accuracy that a step must leave at iteration ``now``, after ``missed`` evaluations below."""
+        depth = self.depth * (1 - self.elapsed(start, now, budget)) ** self.power * math.exp(-missed / self.patience)
+        return requirement - depth * math.sqrt(requirement * (1 - requirement))
 
     def lowest_density(self, start: int, then: int, budget: int | None) -> float:
-        """The density below which no step goes before iteration ``then``, that of the next evaluation."""
+        """Compute the density below which no step goes before iteration ``then``, that of the next evaluation."""
         return math.exp(-self.decay * self.elapsed(start, then, budget)) if then > start else 1.0

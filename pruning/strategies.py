@@ -31,9 +31,9 @@ GOING_ON = ("wait", "prune", "regrow")
 class Evaluation:
     """One evaluation, and where the training stands.
 
-    ``iteration`` counts mini-batch updates, ``start`` is the one after which the requirement was met first, ``next`` that of
-    the next evaluation. ``missed`` counts the evaluations in a row below the requirement before this one, ``dense``
-    those up to the first that met it. ``patience`` is in evaluations; ``budget`` and ``ramp`` are in iterations.
+    ``iteration`` counts mini-batch updates, ``start`` is the one after which the requirement was met first, ``next``
+    that of the next evaluation. ``missed`` counts the evaluations in a row below the requirement before this one,
+    ``dense`` those up to the first that met it. ``patience`` is in evaluations, ``budget`` and ``ramp`` in iterations.
     """
 
     iteration: int
@@ -63,7 +63,7 @@ class Evaluation:
         return self.budget is not None and self.iteration >= self.budget
 
     def stop(self, patience: int) -> str | None:
-        """The reason to stop that every strategy of rounds and ramps knows, if there is one."""
+        """Give the reason to stop that every strategy of rounds and ramps knows, if there is one."""
         if not self.met and self.missed + 1 >= patience:
             return "not recovered"
         return "budget spent" if self.over_budget else None
@@ -78,8 +78,8 @@ class Feedback:
     thresholds of a pruned model that meets the requirement, so that it can be delivered.
     """
 
-    evaluate: Callable[[], float] | None
-    next_images: Callable[[], Tensor] | None
+    evaluate: Callable[[], float]
+    next_images: Callable[[], Tensor]
     report: Callable[[int, float, Mapping[str, float]], None]
 
 
@@ -108,10 +108,18 @@ class Strategy:
     ``scores_average`` the criterion reads the weights of the average.
     """
 
-    checkpoint: int | None = None
     restarted: int = 0
-    needs: tuple[str, ...] = ()
     scores_average: ClassVar[bool] = False
+
+    @property
+    def checkpoint(self) -> int | None:
+        """The iteration whose weights will be asked for."""
+        return None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What feedback must offer."""
+        return ()
 
     def step(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> Decision:
         """Prune, wait or stop."""
@@ -204,7 +212,8 @@ class Rounds(Strategy):
 
     def _begin(self, pruner: Pruner) -> None:
         convolutions = {name for name, layer in pruner.layers.items() if layer.weight.dim() > 2}
-        self.paces = {name: self.convolution_pace if name in convolutions else 1.0 for name in pruner.layers} | pruner.paces
+        self.paces = {name: self.convolution_pace if name in convolutions else 1.0 for name in pruner.layers}
+        self.paces |= pruner.paces
         self.progress = dict.fromkeys(pruner.layers, 0.0)
 
     def _next_round(self, pruner: Pruner, slowly: bool) -> dict[str, float] | None:
@@ -229,7 +238,8 @@ class Rounds(Strategy):
             return
         if "early" not in pruner.checkpoints:
             raise RuntimeError(
-                f"the weights of iteration {self.checkpoint} are not there: call observe(iteration) while watching is true"
+                f"the weights of iteration {self.checkpoint} are not there: "
+                "call observe(iteration) while watching is true"
             )
         pruner.rewind(pruner.checkpoints["early"])
 

@@ -5,7 +5,14 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two processes of one thread beat one of two
 
 # The longest files, so that no worker is left alone with one of them at the end.
-FIRST = ("test_graph.py", "1-benchmark.ipynb", "test_methods.py", "test_convolution.py", "test_savings.py", "test_exports.py")
+FIRST = (
+    "test_graph.py",
+    "1-benchmark.ipynb",
+    "test_methods.py",
+    "test_convolution.py",
+    "test_savings.py",
+    "test_exports.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -151,10 +151,13 @@ def _stages(parts: list[nn.Module]) -> tuple[list[tuple[nn.Conv2d, bool]], int]:
 
 def _plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     return (
-        isinstance(layer, nn.Conv2d) and type(layer) in (nn.Conv2d, MaskedConv2d)
-        and layer.weight.dtype == torch.float32 and layer.weight.device.type == "cpu"
+        isinstance(layer, nn.Conv2d)
+        and type(layer) in (nn.Conv2d, MaskedConv2d)
+        and layer.weight.dtype == torch.float32
+        and layer.weight.device.type == "cpu"
         and layer.in_channels * layer.out_channels <= CONNECTIONS
-        and layer.kernel_size[0] == layer.kernel_size[1] and layer.bias is not None
+        and layer.kernel_size[0] == layer.kernel_size[1]
+        and layer.bias is not None
         and (layer.stride, layer.padding, layer.dilation, layer.groups) == ((1, 1), (0, 0), (1, 1), 1)
     )
 
@@ -162,7 +165,12 @@ def _plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
 def _halves(parts: list[nn.Module]) -> bool:
     pool = next(part for part in parts if isinstance(part, nn.MaxPool2d))
     return (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices) == (
-        2, 2, 0, 1, False, False
+        2,
+        2,
+        0,
+        1,
+        False,
+        False,
     )
 
 
@@ -192,8 +200,16 @@ class _Convolution(torch.autograd.Function):
         of_weight, of_bias = torch.empty_like(weight), torch.empty(len(weight))
         mask = None if mask is None else mask.contiguous()
         _call(
-            ctx.library.convolution_backward, ctx.shape, blocks, weight, mask, gradient.contiguous(), passed,
-            back, of_weight, of_bias,
+            ctx.library.convolution_backward,
+            ctx.shape,
+            blocks,
+            weight,
+            mask,
+            gradient.contiguous(),
+            passed,
+            back,
+            of_weight,
+            of_bias,
         )
         return back, of_weight, of_bias, None, None, None
 
@@ -218,7 +234,7 @@ def _target() -> str:
     return os.environ.get("PRUNING_KERNEL") or NATIVE
 
 
-def _library() -> ctypes.CDLL | None:
+def _library() -> Any:
     return _loaded(_target())
 
 

@@ -1,0 +1,1 @@
+"""What the records say: tables, statistics, claims, comparison, figures and the report's page."""

@@ -1,7 +1,9 @@
 """The report's claims, one by one: what it says, what the records say, a test, a verdict.
 
-    for claim in claims(frame(records)):
-        print(claim.says, claim.measured, claim.test, claim.verdict)
+    >>> from pruning.study.records import folder
+    >>> judged = claims(pd.read_csv(folder("report") / "runs.csv"))
+    >>> judged[2].says, judged[2].verdict
+    ('The lower the required accuracy, the more is pruned', 'holds')
 
 A claim is taken apart into parts, each with one value per seed. The last part takes the others
 together, so that a claim has one test: runs of one seed share their images and first weights and
@@ -21,6 +23,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -220,7 +223,7 @@ def _accuracy(table: pd.DataFrame) -> Claim:
     margin = f"{100 * LOSS:g} points"
     quantity = "test accuracy of the pruned network less that of the unpruned one"
     rule = f"a mean loss below {margin} on every benchmark, and p at most {LEVEL} over all"
-    about = {"against": f"a loss below {margin}", "kind": "points", "bound": -LOSS, "rule": rule}
+    about: dict[str, Any] = {"against": f"a loss below {margin}", "kind": "points", "bound": -LOSS, "rule": rule}
     references = (("no change", 0.0), (f"a loss of {margin}", -LOSS))
     says = "Pruning costs no accuracy"
     return _directed("accuracy", says, quantity, change, _means(change), references=references, **about)

@@ -1,7 +1,9 @@
 """The study's own prune control beside every other method, seed by seed.
 
-    rows = compared(table)              # density, effort, test accuracy, and in how many seeds it wins
-    rows = overall(table)               # the same over all benchmarks and requirements
+    >>> from pruning.study.records import folder
+    >>> table = pd.read_csv(folder("report") / "runs.csv")
+    >>> overall(rivals(table))["method"].iloc[0]                  # the sparsest over all benchmarks and requirements
+    'adaptive-patient'
 
 Runs of one seed share their images and first weights, so methods are compared seed by seed. A run
 that did not meet its requirement counts with density 1 and has no effort.

@@ -1,6 +1,6 @@
 """AlexNet and VGG-16 at the densities of other networks: what one image would cost.
 
-    classify(what_if("alexnet", 0.11), "compressed", on_chip=1024**2)
+classify(what_if("alexnet", 0.11), "compressed", on_chip=1024**2)
 """
 
 from __future__ import annotations

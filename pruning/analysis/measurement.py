@@ -65,8 +65,11 @@ def write_tables(study: Study, progress: Callable[[str], None] = print) -> dict[
     where models are missing: nothing is written then.
     """
     records = pruned(study)
-    lacking = [run for run, record in records.items() if _kept(run, record) is None
-               and not run.place("models", ".model").is_file()]
+    lacking = [
+        run
+        for run, record in records.items()
+        if _kept(run, record) is None and not run.place("models", ".model").is_file()
+    ]
     if lacking:
         raise StudyError(
             f"{len(lacking)} of the {len(records)} pruned models of the study '{study.name}' are missing (such as "
@@ -132,15 +135,26 @@ def measure(run: Run, record: dict, model: nn.Module, dataset: datasets.Dataset)
         if id(network) not in tests:
             tests[id(network)] = result["test_accuracy"] if network is model else accuracy(decoded, dataset.test)
         size, dense = len(files[encoding]), len(files["dense32"])
-        rows.append(key | {"encoding": encoding, "bytes": size, "dense_bytes": dense,
-                           "ratio": round(dense / size, 3), "test_accuracy": tests[id(network)]})
+        rows.append(
+            key
+            | {
+                "encoding": encoding,
+                "bytes": size,
+                "dense_bytes": dense,
+                "ratio": round(dense / size, 3),
+                "test_accuracy": tests[id(network)],
+            }
+        )
     bits = math.ceil(math.log2(clusters))
     whole = (model, 32, result["validation_accuracy"])
     variants = {"dense": whole, "pruned": whole, "compressed": (small, bits, validated)}
     energies = [
-        key | {"variant": variant, "on_chip_bytes": on_chip} | _energy(network, shape, variant, on_chip, bits)
+        key
+        | {"variant": variant, "on_chip_bytes": on_chip}
+        | _energy(network, shape, variant, on_chip, bits)
         | {"weight_bits": width, "validation_accuracy": validation}
-        for on_chip in ON_CHIP for variant, (network, width, validation) in variants.items()
+        for on_chip in ON_CHIP
+        for variant, (network, width, validation) in variants.items()
     ]
     return {"storage": rows, "energy": energies, "file": base64.b64encode(files["entropy"]).decode()}
 
@@ -184,10 +198,14 @@ def _energy(network: nn.Module, shape: tuple[int, int, int], variant: str, on_ch
     cost = classify(loads, variant, on_chip=on_chip, weight_bits=bits)
     return {
         "synapses": sum(load.synapses if variant == "dense" else load.significant for load in loads),
-        "weight_bytes": round(cost.weight_bytes, 1), "macs": round(cost.macs),
-        "dram_accesses": round(cost.dram_words, 1), "sram_accesses": round(cost.sram_words, 1),
-        "dram_nj": round(cost.dram_pj / 1e3, 3), "sram_nj": round(cost.sram_pj / 1e3, 3),
-        "arithmetic_nj": round(cost.arithmetic_pj / 1e3, 3), "total_nj": round(cost.pj / 1e3, 3),
+        "weight_bytes": round(cost.weight_bytes, 1),
+        "macs": round(cost.macs),
+        "dram_accesses": round(cost.dram_words, 1),
+        "sram_accesses": round(cost.sram_words, 1),
+        "dram_nj": round(cost.dram_pj / 1e3, 3),
+        "sram_nj": round(cost.sram_pj / 1e3, 3),
+        "arithmetic_nj": round(cost.arithmetic_pj / 1e3, 3),
+        "total_nj": round(cost.pj / 1e3, 3),
     }
 
 

@@ -1,6 +1,9 @@
 """The README's tables, made from the records and put between their marks.
 
-text = readme(text, records, METHODS)
+>>> print(between("<!-- a -->old<!-- /a -->", "a", "new"))
+<!-- a -->
+new
+<!-- /a -->
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ def methods_table(table: pd.DataFrame, titles: Mapping[str, str], methods: Itera
     settings = sorted({key[:2] for key in rows.index})
     return markdown_table(
         ["benchmark", "requirement", *methods],
-        [[*setting(*place, titles), *(cell((*place, method)) for method in methods)] for place in settings],
+        [[*setting(place, titles), *(cell((*place, method)) for method in methods)] for place in settings],
     )
 
 
@@ -80,10 +83,11 @@ def compression_table(table: pd.DataFrame, titles: Mapping[str, str], method: st
     rows = []
     for place, runs in own.groupby(KEYS[:2]):
         cells = ((values[runs.index], form, unit) for values, form, unit in columns.values())
-        rows.append([*setting(*place, titles), *(plus_minus(part.mean(), part.std(), *rest) for part, *rest in cells)])
+        rows.append([*setting(place, titles), *(plus_minus(part.mean(), part.std(), *rest) for part, *rest in cells)])
     return markdown_table(["benchmark", "requirement", *columns], rows)
 
 
-def setting(benchmark: str, requirement: float, titles: Mapping[str, str]) -> tuple[str, str]:
+def setting(place: tuple[str, float], titles: Mapping[str, str]) -> tuple[str, str]:
     """Write a benchmark with its data, and a requirement, for a table's first two columns."""
+    benchmark, requirement = place
     return f"{benchmark}, {titles[benchmark]}", percent(requirement)

@@ -49,7 +49,7 @@ class FormulaRenderer(IPythonRenderer):
 
 def notebooks() -> list[Path]:
     """List the story's notebooks by their number."""
-    return sorted((root() / "notebooks").glob("[0-9]*.ipynb"), key=lambda path: int(re.match(r"\d+", path.name)[0]))
+    return sorted((root() / "notebooks").glob("[0-9]*-*.ipynb"), key=lambda path: int(path.name.split("-")[0]))
 
 
 def build(paths: Iterable[Path], execute: bool = True) -> str:
@@ -58,9 +58,8 @@ def build(paths: Iterable[Path], execute: bool = True) -> str:
     Without, they are taken as they are. Raises ``ReportError`` that names a notebook which cannot
     be read or fails.
     """
-    exporter = HTMLExporter(
-        template_name="report", extra_template_basedirs=[str(root())], exclude_input_prompt=True, exclude_output_prompt=True
-    )
+    prompts = {"exclude_input_prompt": True, "exclude_output_prompt": True}
+    exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(root())], **prompts)
     exporter.register_filter("markdown2html", markdown)
     paths = list(paths)
     names = {path.stem for path in paths}
@@ -76,7 +75,7 @@ def build(paths: Iterable[Path], execute: bool = True) -> str:
     front = _front()
     page = exporter.environment.get_template("page.html.j2")
     return page.render(
-        title=re.search(r"<h1[^>]*>(.*?)</h1>", front)[1],
+        title=re.findall(r"<h1[^>]*>(.*?)</h1>", front)[0],
         front=_linked(front, names),
         parts=parts,
         executed=sorted(str(path.relative_to(root())) for path in root().glob("data/results/report/notebooks/*.ipynb")),
@@ -175,7 +174,3 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(f"{output}: {len(page.encode()) / 2**20:.1f} MiB")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

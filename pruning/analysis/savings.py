@@ -1,7 +1,7 @@
 """What pruning saves: the tables of bytes and energy, and the compressed models that are committed.
 
-    python -m pruning savings tables report     # storage.csv, energy.csv and compressed/*.prn
-    python -m pruning savings readme report     # the README's table of them
+python -m pruning savings tables report     # storage.csv, energy.csv and compressed/*.prn
+python -m pruning savings readme report     # the README's table of them
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def shown(study: Study, method: str = SHOWN) -> list[Run]:
     for benchmark in study.benchmarks:
         highest = max(study.requirements[benchmark])
         met = [
-            (record["result"]["density"], run.seed, run) for run, record in pruned(study).items()
+            (record["result"]["density"], run.seed, run)
+            for run, record in pruned(study).items()
             if (run.benchmark, run.requirement, run.method) == (benchmark, highest, method)
             and record["result"]["reached"]
         ]
@@ -143,8 +144,12 @@ def readme(text: str, study: Study, method: str = SHOWN) -> str:
 def by_layer(model: nn.Module) -> pd.DataFrame:
     """Count each masked layer's synapses, significant ones, neurons (filters), and neurons with a synapse in."""
     rows = {
-        name: {"synapses": layer.synapses, "significant": layer.significant, "neurons": len(layer.weight),
-               "with inputs": int(layer.mask.flatten(1).any(1).sum())}
+        name: {
+            "synapses": layer.synapses,
+            "significant": layer.significant,
+            "neurons": len(layer.weight),
+            "with inputs": int(layer.mask.flatten(1).any(1).sum()),
+        }
         for name, layer in masked_layers(model).items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
@@ -174,4 +179,3 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-

@@ -1,6 +1,7 @@
 """Statistics over paired seeds.
 
-sign_flip([0.8, 0.5, 0.9, 0.3, -0.2])     # Fraction(1, 16): 2 of the 32 sign flips
+>>> sign_flip([0.8, 0.5, 0.9, 0.3, -0.2])
+Fraction(1, 16)
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """The targets of the study's own prune control, and what became of each.
 
-for target in targets(table, records):
-    print(target.what, target.goal, target.measured, target.verdict)
+>>> target = Target("weights", 1000, "count", values=(900.0, 940.0))
+>>> target.goal, target.measured, target.verdict
+('at most 1,000', '920 (900 to 940, 2 seeds)', 'open')
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -59,9 +61,9 @@ class Target:
         return f"at {'least' if self.least else 'most'} {worded}"
 
     @property
-    def mean(self) -> float | None:
-        """Arithmetic mean over the seeds, None where there is no value."""
-        return sum(self.values) / len(self.values) if self.values else None
+    def mean(self) -> float:
+        """Arithmetic mean over the seeds, not a number where there is no value."""
+        return sum(self.values) / len(self.values) if self.values else math.nan
 
     @property
     def measured(self) -> str:
@@ -84,7 +86,7 @@ class Target:
             return UNKNOWN
         if self.missing or len(self.values) + self.missed < SEEDS:
             return OPEN
-        within = self.values and (self.mean >= self.bound if self.least else self.mean <= self.bound)
+        within = self.mean >= self.bound if self.least else self.mean <= self.bound
         return REACHED if within and not self.missed else MISSED
 
 

@@ -1,7 +1,10 @@
 """Tables of trade-off curves and of scans of layers.
 
-    records = recorded(load("tradeoff"))
-    frame(records), scans(records)
+>>> from pruning.study.store import recorded
+>>> from pruning.study.studies import load
+>>> records = recorded(load("tradeoff"))
+>>> len(frame(records)), len(scans(records))
+(372, 864)
 """
 
 from __future__ import annotations
@@ -16,8 +19,16 @@ from pruning.study.config import SCAN
 from pruning.study.records import folder
 
 COLUMNS = (
-    "benchmark", "method", "ratio", "seed", "density", "compression", "speedup", "validation_accuracy",
-    "test_accuracy", "iterations",
+    "benchmark",
+    "method",
+    "ratio",
+    "seed",
+    "density",
+    "compression",
+    "speedup",
+    "validation_accuracy",
+    "test_accuracy",
+    "iterations",
 )
 SCAN_COLUMNS = ("benchmark", "layer", "kind", "density", "seed", "validation_accuracy")
 

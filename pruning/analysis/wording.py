@@ -1,6 +1,7 @@
 """Numbers and tables in words, the same way everywhere.
 
-described([0.069, 0.071], "percent")      # '7.0 % (6.9 % to 7.1 %)'
+>>> described([0.069, 0.071], "percent")
+'7.0 % (6.9 % to 7.1 %)'
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
 """A pruned network as one C99 file of its synapses, and that file compiled and run.
 
-    source = to_c(model, (1, 28, 28), quantize=8)    # int classify(const float *pixels)
-    program = compiled(source, "model")              # by the system's cc
-    classes = run_program(program, images)           # array([7, 2, ...])
+    >>> from pruning import masked
+    >>> from pruning.notation import lenet
+    >>> source = to_c(masked(lenet("28x28-6c5-10")), (1, 28, 28), quantize=8)
+    >>> "int classify(const float *pixels)" in source
+    True
+
+``compiled(source, "model")`` makes a program of it by the system's ``cc``, ``run_program(program, images)`` classifies.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Make a pruned network small, and ready for a device.
 
-    python -m pruning deploy MODEL OUT_DIR [--network NOTATION] [--quantize 8]
+python -m pruning deploy MODEL OUT_DIR [--network NOTATION] [--quantize 8]
 """
 
 from __future__ import annotations

@@ -1,6 +1,11 @@
 """The same function in fewer neurons: those without a synapse in or out do nothing a constant could not do.
 
-    small = remove_dead_neurons(model, (1, 28, 28))
+>>> from pruning import masked
+>>> from pruning.notation import lenet
+>>> model = masked(lenet("28x28-300-100-10"))
+>>> model.fc2.mask[:40] = False      # 40 of 100 neurons without a synapse in
+>>> remove_dead_neurons(model, (1, 28, 28)).fc2.out_features
+60
 """
 
 from __future__ import annotations

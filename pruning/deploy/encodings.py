@@ -1,7 +1,11 @@
 """How one tensor is written: a masked layer's weights under each encoding, or plain values.
 
-    data = encode_weights("relative", keep, weights)
-    keep, weights = decode_weights("relative", Reader(data), keep.shape)
+    >>> keep = np.eye(3, dtype=bool)
+    >>> data = encode_weights("relative", keep, np.where(keep, np.float32(0.5), 0))
+    >>> decode_weights("relative", Reader(data), keep.shape)[1]
+    array([[0.5, 0. , 0. ],
+           [0. , 0.5, 0. ],
+           [0. , 0. , 0.5]], dtype=float32)
 
 Masks and weights are arrays [outputs, inputs of each]; the position of a synapse is its place in the
 flattened layer. A reader raises ``StorageError`` for whatever no writer here has written.

@@ -1,9 +1,10 @@
 """What one classification costs in DRAM accesses and energy, at 45 nm.
 
-    loads = loads_of(model, (1, 28, 28))               # a masked network, or any other
-    dense = classify(loads, "dense")
-    small = classify(loads, "compressed", on_chip=8 * 1024)
-    dense.pj / small.pj, dense.dram_words, small.arithmetic_pj
+    >>> from pruning.notation import lenet
+    >>> loads = loads_of(lenet("28x28-300-100-10"), (1, 28, 28))      # of a masked network, or of any other
+    >>> dense = classify(loads, "dense", on_chip=8 * 1024)
+    >>> f"{dense.pj / 1e6:.0f} µJ, {dense.dram_words:,.0f} words from DRAM"
+    '174 µJ, 265,646 words from DRAM'
 
 The machine: one multiply-accumulate unit with its accumulator in a register, an on-chip SRAM, and
 DRAM behind it. Every multiply-accumulate reads one weight and one activation from the SRAM. What

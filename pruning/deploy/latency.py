@@ -1,6 +1,6 @@
 """How long one image takes: PyTorch, ONNX Runtime and the C program side by side.
 
-    measure_latency(model, images)               # a table of microseconds, one row per program
+``measure_latency(model, images)`` is a table of microseconds, one row per program.
 """
 
 from __future__ import annotations

@@ -1,7 +1,13 @@
 """A pruned network as ONNX, for any runtime: dense, as ONNX has no sparse layers.
 
-    to_onnx(model, (1, 28, 28), "model.onnx")
-    logits = session(Path("model.onnx").read_bytes()).run(None, {"images": images.numpy()})[0]
+>>> import tempfile
+>>> import torch
+>>> from pruning.notation import lenet
+>>> with tempfile.TemporaryDirectory() as folder:
+...     size = to_onnx(lenet("28x28-300-100-10"), (1, 28, 28), f"{folder}/model.onnx")
+...     runtime = session(Path(folder, "model.onnx").read_bytes())
+>>> runtime.run(None, {"images": torch.rand(16, 1, 28, 28).numpy()})[0].shape
+(16, 10)
 """
 
 from __future__ import annotations

@@ -1,7 +1,11 @@
 """Weights shared by k-means within each layer, and trained further while they stay shared.
 
-    small = share_weights(model, clusters=32)            # a copy
-    small = fine_tune(small, loss, batches)              # in place
+    >>> from pruning import masked
+    >>> small = share_weights(masked(nn.Linear(100, 10)), clusters=32)      # a copy
+    >>> len(small.weight.unique())
+    32
+
+``fine_tune(small, loss, batches)`` trains the copy in place.
 
 Both work on masked layers alone, and so does PyTorch's own quantization on plain ones alone: it passes
 over masked layers without a word, so give it ``unmasked(copy.deepcopy(model))``.

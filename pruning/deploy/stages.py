@@ -1,7 +1,10 @@
 """A sequential network as what its exports need: layers with weights, each with what follows it.
 
-    chain = stages(model, (1, 28, 28))           # of any nn.Sequential of the layers named below
-    notation_of(model, (1, 28, 28))              # "28x28-6c5-16c5-120-84-10"
+>>> model = nn.Sequential(nn.Conv2d(1, 6, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(864, 10))
+>>> [stage.output for stage in stages(model, (1, 28, 28))]      # of any sequence of the layers named below
+[(6, 12, 12), (10, 1, 1)]
+>>> notation_of(lenet("28x28-6c5-10"), (1, 28, 28))
+'28x28-6c5-10'
 """
 
 from __future__ import annotations

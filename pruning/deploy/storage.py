@@ -1,8 +1,12 @@
 """Pruned networks as files: what they weigh in bytes, and nothing but the network in them.
 
-    save(path, share_weights(model), "entropy", notation)    # one file, whole or not at all
-    model = load(path)                                       # a masked lenet, bit for bit the same
-    len(encode(model, "relative", notation))                 # bytes under another encoding
+    >>> from pruning.deploy.quantization import share_weights
+    >>> model = masked(lenet("28x28-300-100-10"))
+    >>> small = decode(encode(share_weights(model), "entropy", "28x28-300-100-10"))      # bit for bit the same
+    >>> len(encode(small, "dense32", "28x28-300-100-10"))      # bytes under another encoding
+    1066469
+
+``save`` and ``load`` do the same with a file, whole or not at all.
 
 Every encoding is lossless: what is lost, is lost in ``quantization.share_weights``. A file is, in this
 order: the bytes ``PRN`` and the version; the encoding; the notation, or where there is none the names,

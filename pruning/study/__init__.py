@@ -1,0 +1,1 @@
+"""Studies: configuration, data, training, records."""

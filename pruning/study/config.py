@@ -1,7 +1,10 @@
 """What a run follows from: strict, frozen models of the recipe, the limits and the runs, and their keys.
 
-    run = Run(study="digits", benchmark="digits-2c", requirement=0.95, method="iterative", seed=0)
-    run.key     # SHA-256 of all that the run's numbers follow from, but the data
+    >>> run = Run(study="digits", benchmark="digits-2c", requirement=0.95, method="iterative", seed=0)
+    >>> run.name, run.network
+    ('digits-2c-0.95-iterative-0', '28x28-6c5-16c5-120-84-10')
+    >>> len(run.key)  # SHA-256 of all that the run's numbers follow from, but the data
+    64
 
 A run has a requirement (pruning, or a ladder of HashedNets) or a plan (a trade-off curve at fixed compression
 ratios, or a scan of single layers).
@@ -10,7 +13,7 @@ ratios, or a scan of single layers).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -50,10 +53,11 @@ class Recipe(Strict):
     """How every network is trained, pruned or not.
 
     ``batch`` images per iteration; SGD with Nesterov momentum at a ``learning_rate`` that rises over the first
-    ``warmup`` iterations (large early steps can kill ReLUs permanently) and is constant from there; ``averaging`` is the decay per
-    iteration of the exponential moving average of the weights that is evaluated and delivered (Polyak averaging: what a
-    decaying rate would bring, without a horizon that the control would have to know); training images are shifted by up
-    to ``shift`` pixels and, with ``flip``, mirrored at random; ``interval`` iterations lie between evaluations.
+    ``warmup`` iterations (large early steps can kill ReLUs permanently) and is constant from there; ``averaging`` is
+    the decay per iteration of the exponential moving average of the weights that is evaluated and delivered (Polyak
+    averaging: what a decaying rate would bring, without a horizon that the control would have to know); training images
+    are shifted by up to ``shift`` pixels and, with ``flip``, mirrored at random; ``interval`` iterations lie between
+    evaluations.
     """
 
     batch: Count = 128
@@ -174,13 +178,16 @@ class Run(Strict):
         own = {"kind": self.kind, "dataset": self.dataset, "network": self.network, "seed": self.seed}
         if self.plan is None:
             return own | {
-                "protocol": PROTOCOL, "requirement": self.requirement, "settings": self.settings.model_dump(),
+                "protocol": PROTOCOL,
+                "requirement": self.requirement,
+                "settings": self.settings.model_dump(),
                 "fields": HASHED_FIELDS if self.method == HASHED else method_fields(self.method),
             }
         unused = {"ratios", "stage", "rounds"} if self.method == SCAN else {"densities"}
         fields = {SCAN: {}, SMALL: {"scaled": "widths"}}
         return own | {
-            "protocol": [PROTOCOL, CURVE_PROTOCOL], "settings": self.settings.recipe,
+            "protocol": [PROTOCOL, CURVE_PROTOCOL],
+            "settings": self.settings.recipe,
             "plan": self.plan.model_dump(mode="json", exclude=unused),
             "fields": fields[self.method] if self.method in fields else method_fields(self.method) | {"steps": STEPS},
         }
@@ -229,7 +236,7 @@ def checked(model: type[Checked], values: dict, place: str = "") -> Checked:
         raise StudyError("; ".join(_worded(model, place, part) for part in error.errors())) from error
 
 
-def _worded(model: type[Strict], place: str, error: dict) -> str:
+def _worded(model: type[Strict], place: str, error: Mapping) -> str:
     key = place + ".".join(str(part) for part in error["loc"])
     if error["type"] == "missing":
         return f"{key}: the key is missing"

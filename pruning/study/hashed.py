@@ -1,6 +1,7 @@
 """HashedNets (Chen et al. 2015): connections that share few real weights, chosen by a hash function.
 
-    model = hashed(lenet("28x28-300-100-10"), density=0.02, seed=0)
+    >>> hashed(lenet("28x28-300-100-10"), density=0.02).fc1
+    HashedLinear(in_features=784, out_features=300, bias=True, synapses=4704)
 
 Such a network is not pruned: it is trained with its few weights from the start. A real weight
 counts as one synapse here, so that a density means the same number of stored weights as a pruned
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.masks import Masked, masked_layers
+from pruning.masks import Masked
 from pruning.methods import METHODS
 from pruning.notation import lenet
 from pruning.study.config import Recipe
@@ -29,7 +30,7 @@ from pruning.study.training import WEIGHTS, Outcome, generator, prepare, prepare
 HASHED = 3  # the purpose of a random generator, beside those of ``training``
 
 
-class _Hashed(Masked):
+class _Hashed(Masked, nn.Module):
     """What both hashed layers share: ``weight`` and ``mask`` [weights], and each connection's index and sign.
 
     ``index`` (int64) and ``sign`` (+1 or -1) have the shape of the virtual weight; they follow
@@ -59,7 +60,7 @@ class _Hashed(Masked):
         return self.index.numel()
 
 
-class HashedLinear(_Hashed, nn.Linear):
+class HashedLinear(_Hashed, nn.Linear):  # type: ignore[misc]  # torch's stubs call a weight a tensor
     """``nn.Linear`` with ``weights`` shared weights; input [..., in], output [..., out]."""
 
     def __init__(self, in_features: int, out_features: int, weights: int, seed: int = 0, bias: bool = True):
@@ -70,7 +71,7 @@ class HashedLinear(_Hashed, nn.Linear):
         return F.linear(input, self.virtual_weight(), self.bias)
 
 
-class HashedConv2d(_Hashed, nn.Conv2d):
+class HashedConv2d(_Hashed, nn.Conv2d):  # type: ignore[misc]  # the same
     """``nn.Conv2d`` (stride, padding and groups as given) with ``weights`` shared weights."""
 
     def __init__(self, *args, weights: int, seed: int = 0, **kwargs):
@@ -106,14 +107,30 @@ def _twin(layer: nn.Linear | nn.Conv2d, weights: int, seed: int) -> HashedLinear
     if isinstance(layer, nn.Linear):
         return HashedLinear(layer.in_features, layer.out_features, weights, seed, layer.bias is not None)
     return HashedConv2d(
-        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-        layer.groups, layer.bias is not None, layer.padding_mode, weights=weights, seed=seed,
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        layer.bias is not None,
+        layer.padding_mode,
+        weights=weights,
+        seed=seed,
     )
 
 
 def ladder(
-    notation: str, dataset: Dataset, recipe: Recipe, requirement: float, seed: int, patience: int, budget: int,
-    keep: float, **given,
+    notation: str,
+    dataset: Dataset,
+    recipe: Recipe,
+    requirement: float,
+    seed: int,
+    patience: int,
+    budget: int,
+    keep: float,
+    **given,
 ) -> Outcome:
     """Train HashedNets of fewer and fewer weights, ``keep`` times those of the last, until one misses the requirement.
 
@@ -128,7 +145,7 @@ def ladder(
     first = train(dense, dataset, recipe, seed, **given)
     events, model, best = list(first.events), first.model, first.best
     spent, seconds, rung, action = first.iterations, first.seconds, 0, None
-    while action is None and best:
+    while action is None and first.start:
         rung += 1
         allowed = min(first.start + patience * recipe.interval, budget - spent)
         if allowed < recipe.interval:
@@ -137,9 +154,13 @@ def ladder(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
             small = hashed(lenet(notation), keep**rung, seed).to(device)
-        layers = masked_layers(small)
-        density = sum(layer.synapses for layer in layers.values()) / sum(layer.connections for layer in layers.values())
-        densities = {name: layer.synapses / layer.connections for name, layer in layers.items()}
+        sizes = {
+            name: (layer.synapses, layer.connections)
+            for name, layer in small.named_modules()
+            if isinstance(layer, (HashedLinear, HashedConv2d))
+        }
+        stored, connections = map(sum, zip(*sizes.values()))
+        density, densities = stored / connections, {name: part / whole for name, (part, whole) in sizes.items()}
         training = prepare_model(small, recipe, requirement, unpruned, seed, budget=allowed)
         outcome = train(training, dataset, recipe, seed, **given)
         events += [
@@ -147,8 +168,8 @@ def ladder(
             for event in outcome.events
         ]
         spent, seconds = spent + outcome.iterations, seconds + outcome.seconds
-        if outcome.reached:
-            model, best = outcome.model, outcome.best | {"iteration": spent, "density": density}
+        if outcome.best:
+            model, best = outcome.model, {**outcome.best, "iteration": spent, "density": density}
         else:
             action = "budget spent" if spent >= budget else "not recovered"
     if action:

@@ -1,10 +1,10 @@
 """Locks between processes that tell who holds them.
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with locked(Path(folder, "run.lock"), waiting=lambda pid: print(f"process {pid} is at work: waiting")):
-    ...         print("at work")
-    at work
+>>> import tempfile
+>>> with tempfile.TemporaryDirectory() as folder:
+...     with locked(Path(folder, "run.lock"), waiting=lambda pid: print(f"process {pid} is at work: waiting")):
+...         print("at work")
+at work
 """
 
 from __future__ import annotations

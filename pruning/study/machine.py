@@ -38,8 +38,13 @@ def environment(device: torch.device | str = "cpu") -> dict:
     versions = {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")}
     cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "pruning": __version__, "revision": _revision(), "python": platform.python_version(), **versions,
-        "device": cuda or _processor(), "threads": torch.get_num_threads(), "system": platform.system(),
+        "pruning": __version__,
+        "revision": _revision(),
+        "python": platform.python_version(),
+        **versions,
+        "device": cuda or _processor(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
         "convolutions": "compiled" if device.type == "cpu" and convolution.available() else "torch",
     }
 

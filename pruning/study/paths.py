@@ -1,7 +1,7 @@
 """The project's folder, found from where one works, so that an installed package serves any project.
 
-    >>> (root() / "studies").is_dir()      # the nearest project's, or that of the folder PRUNING_ROOT names
-    True
+>>> (root() / "studies").is_dir()      # the nearest project's, or that of the folder PRUNING_ROOT names
+True
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Progress of a run: a bar when a person watches, a plain line now and then otherwise.
 
-    record = run(one, progress=progress(one, 2, 12))     # the second of twelve runs
+>>> from pruning.study.studies import load
+>>> one = load("digits").runs[1]
+>>> report = progress(one, 2, 60)  # for ``runner.run(one, progress=report)``
 """
 
 from __future__ import annotations

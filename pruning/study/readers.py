@@ -1,8 +1,8 @@
 """A dataset's files to pixels: the digits of scikit-learn, MNIST's IDX files, CIFAR-10 as batches or as images.
 
-    >>> title, images, labels, test = read("digits", Source(Path(), {}))
-    >>> images.shape, labels.shape      # uint8
-    ((1797, 1, 28, 28), (1797,))
+>>> title, images, labels, test = read("digits", Source(Path(), {}))
+>>> images.shape, labels.shape      # uint8
+((1797, 1, 28, 28), (1797,))
 """
 
 from __future__ import annotations

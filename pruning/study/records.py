@@ -37,8 +37,8 @@ def digest(value: Mapping) -> str:
 
 def to_line(record: Mapping) -> bytes:
     """Write a record as one line of JSON: its key first, a digest of all before it last."""
-    ordered = {"key": record["key"]} | record if "key" in record else record
-    body = json.dumps(ordered, separators=(",", ":")).encode()[:-1]
+    first = {"key": record["key"]} if "key" in record else {}
+    body = json.dumps({**first, **record}, separators=(",", ":")).encode()[:-1]
     return body + _MARK + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
 
 

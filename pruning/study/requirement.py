@@ -27,6 +27,7 @@ MASK_LIMIT = 4096
 
 def prune(run: Run, context: Context) -> tuple[dict, nn.Module]:
     """Train and prune to the requirement; the record's parts and the delivered model."""
+    assert run.requirement
     settings, dataset = run.settings, context.dataset
     training = prepare(
         run.network, settings, run.requirement, METHODS[run.method], run.seed, context.device, **settings.limits
@@ -39,9 +40,17 @@ def prune(run: Run, context: Context) -> tuple[dict, nn.Module]:
 
 def hash_ladder(run: Run, context: Context) -> tuple[dict, nn.Module]:
     """Train smaller and smaller HashedNets; many short trainings: one that is stopped starts again."""
+    assert run.requirement
     settings, dataset = run.settings, context.dataset
     outcome = ladder(
-        run.network, dataset, settings, run.requirement, run.seed, settings.patience, settings.budget, **HASHED_FIELDS,
+        run.network,
+        dataset,
+        settings,
+        run.requirement,
+        run.seed,
+        settings.patience,
+        settings.budget,
+        **HASHED_FIELDS,
         progress=context.progress,
     )
     return summary(run, dataset, outcome), outcome.model
@@ -55,8 +64,12 @@ def summary(run: Run, dataset: Dataset, outcome: Outcome) -> dict:
     before, after, table = masked_layers(dense), masked_layers(outcome.model), network_layers(run.network)
     parts = [
         {
-            "name": layer.name, "kind": layer.kind, "shape": list(layer.shape), "synapses": layer.synapses,
-            "significant": after[layer.name].significant, "positions": layer.output_positions,
+            "name": layer.name,
+            "kind": layer.kind,
+            "shape": list(layer.shape),
+            "synapses": layer.synapses,
+            "significant": after[layer.name].significant,
+            "positions": layer.output_positions,
         }
         | _mask(after[layer.name].mask, layer)
         for layer in table
@@ -134,4 +147,4 @@ def _mask(mask: torch.Tensor, layer) -> dict:
     """Encode a small linear layer's mask: its bits, row by row, eight to a byte (``numpy.unpackbits``), as base64."""
     if layer.kind != "linear" or not mask.numel() == layer.synapses <= MASK_LIMIT:
         return {}
-    return {"mask": base64.b64encode(np.packbits(mask.cpu().numpy())).decode()}
+    return {"mask": base64.b64encode(np.packbits(mask.cpu().numpy()).tobytes()).decode()}

@@ -1,8 +1,9 @@
 """The records of a study: which are current, and how what runs wrote becomes what is published.
 
-    current(run)            # the run's record, or None
-    recorded(study)         # the current records of all its runs
-    publish(study)          # from work/ into data/results/<study>/<benchmark>.jsonl
+    >>> from pruning.study.studies import load
+    >>> study = load("lenet")
+    >>> current(study.runs[0])["result"]["reached"], len(recorded(study))
+    (True, 24)
 
 A record is current by its key and the fingerprint of its data, never by file times.
 """
@@ -104,9 +105,9 @@ def publish(study: Study, warn: Callable[[str], None] = print) -> None:
             copy = place / "work" / path.name
             write_whole(copy, b"".join(rest))
             moved = set_aside(copy, copy.parent / "set-aside")
-            warn(f"{path}: {len(rest)} lines that are damaged, or of a run with another record, are set aside as {moved}")
-        for benchmark, kept in chosen.items():
-            write_records(published_path(study.name, benchmark), kept)
+            warn(f"{path}: {len(rest)} lines that are damaged, or of a run with another record: set aside as {moved}")
+        for benchmark, all_kept in chosen.items():
+            write_records(published_path(study.name, benchmark), all_kept)
         for path in files:
             if path.suffix == ".json":
                 path.unlink(missing_ok=True)

@@ -1,17 +1,19 @@
 """Study files: ``studies/<name>.yaml`` spells out what is run.
 
-    study = load("digits")
-    study.runs                                    # benchmarks × requirements × methods × seeds
-    study.select("digits-2c", methods="[iterative]", seeds=[3])
+    >>> study = load("digits")
+    >>> len(study.runs)  # benchmarks × requirements × methods × seeds
+    60
+    >>> [run.name for run in study.select("digits-2c", 0.95, methods="[iterative]", seeds=[3])]
+    ['digits-2c-0.95-iterative-3']
 
-A study of ``kind: tradeoff`` has a ``plan`` in place of requirements; its runs are curves and scans of layers.
+A study with a ``plan`` in place of requirements measures trade-offs: its runs are curves and scans of layers.
 """
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import yaml
 from pydantic import Field, field_validator
@@ -39,12 +41,12 @@ REPORTED_METHOD = "iterative"  # the report's own
 
 
 class _Spec(Strict):
-    kind: Literal["requirement", "tradeoff"] = "requirement"
     title: str
+    plan: dict | None = None
     benchmarks: Annotated[dict[str, dict], Field(min_length=1)]
     methods: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)]
-    settings: dict = {}
+    settings: dict = Field(default_factory=dict)
 
     @field_validator("benchmarks")
     @classmethod
@@ -56,22 +58,14 @@ class _Spec(Strict):
     @field_validator("methods")
     @classmethod
     def _methods(cls, methods: list, about) -> list:
-        known = CURVES if about.data.get("kind") == "tradeoff" else [*METHODS, HASHED]
         for name in methods:
-            member(known, "method", name)
+            member(CURVES if about.data.get("plan") else [*METHODS, HASHED], "method", name)
         return methods
 
 
-class _TradeoffSpec(_Spec):
-    plan: dict
-
-
 class _Part(Strict):
-    settings: dict = {}
-
-
-class _RequirementPart(_Part):
-    requirements: Annotated[list[Requirement], Field(min_length=1)]
+    requirements: Annotated[list[Requirement], Field(min_length=1)] | None = None
+    settings: dict = Field(default_factory=dict)
 
 
 class Study(Strict):
@@ -110,9 +104,17 @@ class Study(Strict):
             raise StudyError(f"the study '{self.name}' measures trade-offs: its runs have no requirement")
         own = self.methods + ((SCAN,) if self.plan else ())
         return tuple(
-            checked(Run, goal | {
-                "study": self.name, "benchmark": name, "method": method, "seed": seed, "settings": self.settings[name],
-            })
+            checked(
+                Run,
+                goal
+                | {
+                    "study": self.name,
+                    "benchmark": name,
+                    "method": method,
+                    "seed": seed,
+                    "settings": self.settings[name],
+                },
+            )
             for name in names
             for goal in self._goals(wanted or self.requirements.get(name, ()))
             for method in _listed("methods", methods, str) or own
@@ -139,24 +141,32 @@ def load(name: str | Path) -> Study:
         raise StudyError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise StudyError(f"{path}: a study is a mapping with the keys {', '.join(_Spec.model_fields)}")
-    curves = values.get("kind") == "tradeoff"
-    spec = checked(_TradeoffSpec if curves else _Spec, values, f"{path}: ")
-    model = Recipe if curves else Settings
+    spec = checked(_Spec, values, f"{path}: ")
+    plan = None if spec.plan is None else checked(Plan, spec.plan, f"{path}: plan.")
+    model = Recipe if plan else Settings
     common = checked(model, spec.settings, f"{path}: settings.").model_dump(exclude_unset=True)
     settings, requirements = {}, {}
     for benchmark, values in spec.benchmarks.items():
         place = f"{path}: benchmarks.{benchmark}."
-        part = checked(_Part if curves else _RequirementPart, values, place)
+        part = checked(_Part, values, place)
+        if (part.requirements is None) != (plan is not None):
+            wrong = "unknown key in a study with a plan" if plan else "the key is missing"
+            raise StudyError(f"{place}requirements: {wrong}")
         own = checked(model, part.settings, f"{place}settings.").model_dump(exclude_unset=True)
         settings[benchmark] = Settings(**common | own)
-        requirements[benchmark] = () if curves else tuple(part.requirements)
-    lists = {f"benchmarks.{benchmark}.requirements": values for benchmark, values in requirements.items()}
-    for what, values in (lists | {"methods": spec.methods, "seeds": spec.seeds}).items():
-        if len(set(values)) < len(values):
-            raise StudyError(f"{path}: {what} lists something twice: {list(values)}")
+        requirements[benchmark] = tuple(part.requirements or ())
+    lists = {f"benchmarks.{benchmark}.requirements": listed for benchmark, listed in requirements.items()}
+    for what, listed in {**lists, "methods": tuple(spec.methods), "seeds": tuple(spec.seeds)}.items():
+        if len(set(listed)) < len(listed):
+            raise StudyError(f"{path}: {what} lists something twice: {list(listed)}")
     return Study(
-        name=path.stem, title=spec.title, methods=tuple(spec.methods), seeds=tuple(spec.seeds), settings=settings,
-        requirements=requirements, plan=checked(Plan, spec.plan, f"{path}: plan.") if curves else None,
+        name=path.stem,
+        title=spec.title,
+        methods=tuple(spec.methods),
+        seeds=tuple(spec.seeds),
+        settings=settings,
+        requirements=requirements,
+        plan=plan,
     )
 
 

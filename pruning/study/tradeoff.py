@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 
 from pruning import allocation
+from pruning.files import load_state
 from pruning.masks import masked_layers
 from pruning.methods import METHODS, Method
-from pruning.notation import Layer
 from pruning.notation import layers as network_layers
 from pruning.schedules import PolynomialSchedule
 from pruning.strategies import Rounds
-from pruning.study.config import SMALL, STEPS, Run
+from pruning.study.config import SMALL, STEPS, Plan, Run
 from pruning.study.locks import locked
 from pruning.study.states import Context
 from pruning.study.training import Training, accuracy, batches, generator, prepare, step
@@ -31,16 +32,54 @@ from pruning.study.training import Training, accuracy, batches, generator, prepa
 RANDOM = 4  # the purpose of a random generator (see ``training.generator``)
 
 
+@dataclass(frozen=True)
+class _Curve:
+    """What the measurements of a run share: its parts, and the dense training that they start from."""
+
+    run: Run
+    plan: Plan
+    context: Context
+
+    def batches(self, done: int) -> Iterator:
+        """Return the batches after ``done`` iterations."""
+        return batches(self.context.dataset, self.run.settings, self.run.seed, done)
+
+    def train(self, training: Training, stream: Iterator, iterations: int) -> None:
+        """Train for so many iterations."""
+        for _ in range(iterations):
+            step(training, self.run.settings, *next(stream))
+
+    def new(self, notation: str) -> Training:
+        """Make a training of a network from its first weights."""
+        return prepare(notation, self.run.settings, 0.5, METHODS["unpruned"], self.run.seed, self.context.device)
+
+    def dense(self) -> Training:
+        """Return the training that all methods of a benchmark and seed start from; trained once, then resumed."""
+        saved = self.context.dense.at(f"{self.plan.dense}-iterations")
+        with locked(saved.path.with_suffix(".lock")):
+            if (state := saved.load(self.context.device)) is None:
+                training = self.new(self.run.network)
+                self.train(training, self.batches(0), self.plan.dense)
+                saved.save(training.state_dict())
+                # As every later run has it: loaded tensors may differ in memory layout, and so in rounding.
+                state = load_state(saved.path, saved.owner, self.context.device)
+        training = self.new(self.run.network)
+        training.load_state_dict(state)
+        return training
+
+
 def curve(run: Run, context: Context) -> tuple[dict, None]:
     """Measure a method at every compression ratio; the record's parts."""
+    assert run.plan
     measure = {"unpruned": _unpruned, SMALL: _small}.get(run.method, _pruned)
-    return {"points": list(measure(run, context))}, None
+    return {"points": list(measure(_Curve(run, run.plan, context)))}, None
 
 
 @torch.no_grad()
 def scan(run: Run, context: Context) -> tuple[dict, None]:
     """Prune each layer of the dense network alone to every density; the record's parts."""
-    average, validation = _dense(run, context).average, context.dataset.validation
+    assert run.plan
+    average, validation = _Curve(run, run.plan, context).dense().average, context.dataset.validation
     whole, points = accuracy(average, validation), []
     for part in network_layers(run.network):
         place = {"layer": part.name, "kind": part.kind}
@@ -55,66 +94,36 @@ def scan(run: Run, context: Context) -> tuple[dict, None]:
     return {"points": points}, None
 
 
-def _pruned(run: Run, context: Context) -> Iterator[dict]:
-    method, plan = METHODS[run.method], run.plan
-    rng = generator(run.seed, RANDOM)
-    training, before = _dense(run, context), 1.0
-    stream = _batches(run, context)
+def _pruned(curve: _Curve) -> Iterator[dict]:
+    method, plan = METHODS[curve.run.method], curve.plan
+    rng = generator(curve.run.seed, RANDOM)
+    training, stream, before = curve.dense(), curve.batches(plan.dense), 1.0
     for number, ratio in enumerate(plan.ratios, start=1):
         if getattr(method.strategy, "from_dense", False):
-            training, stream = _dense(run, context), _batches(run, context)
+            training, stream = curve.dense(), curve.batches(plan.dense)
             length, steps = number * plan.stage, {0: 1 / ratio}
         else:
             length, steps = plan.stage, prunings(method, before, 1 / ratio, plan.stage, plan.rounds)
         for iteration in range(length):
             if iteration in steps:
                 cut(training, method, steps[iteration], rng)
-            step(training, run.settings, *next(stream))
+            curve.train(training, stream, 1)
         before = 1 / ratio
-        yield _point(run, ratio, training, context, network_layers(run.network))
+        yield _point(curve, ratio, training, curve.run.network)
 
 
-def _small(run: Run, context: Context) -> Iterator[dict]:
-    recipe, plan = run.settings, run.plan
-    for number, ratio in enumerate(plan.ratios, start=1):
-        notation = scaled(run.network, ratio)
-        training = prepare(notation, recipe, 0.5, METHODS["unpruned"], run.seed, context.device)
-        stream = batches(context.dataset, recipe, run.seed)
-        for _ in range(plan.dense + number * plan.stage):
-            step(training, recipe, *next(stream))
-        yield _point(run, ratio, training, context, network_layers(notation)) | {"network": notation}
+def _small(curve: _Curve) -> Iterator[dict]:
+    for number, ratio in enumerate(curve.plan.ratios, start=1):
+        notation = scaled(curve.run.network, ratio)
+        training = curve.new(notation)
+        curve.train(training, curve.batches(0), curve.plan.dense + number * curve.plan.stage)
+        yield _point(curve, ratio, training, notation) | {"network": notation}
 
 
-def _unpruned(run: Run, context: Context) -> Iterator[dict]:
-    training, stream = _dense(run, context), _batches(run, context)
-    for _ in range(len(run.plan.ratios) * run.plan.stage):
-        step(training, run.settings, *next(stream))
-    yield _point(run, 1.0, training, context, network_layers(run.network))
-
-
-def _batches(run: Run, context: Context) -> Iterator:
-    """Return the batches after the dense training."""
-    return batches(context.dataset, run.settings, run.seed, run.plan.dense)
-
-
-def _dense(run: Run, context: Context) -> Training:
-    """Return the training that all methods of a benchmark and seed start from; trained once, then resumed."""
-    def new() -> Training:
-        return prepare(run.network, run.settings, 0.5, METHODS["unpruned"], run.seed, context.device)
-
-    saved = context.dense.at(f"{run.plan.dense}-iterations")
-    with locked(saved.path.with_suffix(".lock")):
-        state = saved.load(context.device)
-        if state is None:
-            training, stream = new(), batches(context.dataset, run.settings, run.seed)
-            for _ in range(run.plan.dense):
-                step(training, run.settings, *next(stream))
-            saved.save(training.state_dict())
-            # As every later run has it: loaded tensors may differ in memory layout, and so in rounding.
-            state = saved.load(context.device)
-    training = new()
-    training.load_state_dict(state)
-    return training
+def _unpruned(curve: _Curve) -> Iterator[dict]:
+    training = curve.dense()
+    curve.train(training, curve.batches(curve.plan.dense), len(curve.plan.ratios) * curve.plan.stage)
+    yield _point(curve, 1.0, training, curve.run.network)
 
 
 def prunings(method: Method, before: float, after: float, stage: int, rounds: int) -> dict[int, float]:
@@ -151,9 +160,8 @@ def cut(training: Training, method: Method, density: float, rng: torch.Generator
 
 def _thresholds(method: Method, layers: dict, scores: dict, density: float) -> dict[str, float]:
     wanted = round(density * sum(layer.synapses for layer in layers.values()))
-    paces = {
-        name: method.strategy.convolution_pace if layer.weight.ndim == 4 else 1.0 for name, layer in layers.items()
-    }
+    pace = getattr(method.strategy, "convolution_pace", 1.0)
+    paces = {name: pace if layer.weight.ndim == 4 else 1.0 for name, layer in layers.items()}
     low, high = 0.0, 1.0
 
     def pruned(factor: float) -> tuple[dict[str, float], int]:
@@ -203,17 +211,20 @@ def scaled(notation: str, ratio: float) -> str:
     return named(chosen)
 
 
-def _point(
-    run: Run, ratio: float, training: Training, context: Context, table: tuple[Layer, ...]
-) -> dict:
-    pruned, whole, dataset = masked_layers(training.average), network_layers(run.network), context.dataset
+def _point(curve: _Curve, ratio: float, training: Training, notation: str) -> dict:
+    dataset, pruned = curve.context.dataset, masked_layers(training.average)
+    whole, table = network_layers(curve.run.network), network_layers(notation)
     significant = {layer.name: pruned[layer.name].significant for layer in table}
     synapses, kept = sum(layer.synapses for layer in whole), sum(significant.values())
     macs = sum(significant[layer.name] * layer.output_positions for layer in table)
     return {
-        "ratio": ratio, "significant": kept, "density": kept / synapses, "compression": synapses / kept,
+        "ratio": ratio,
+        "significant": kept,
+        "density": kept / synapses,
+        "compression": synapses / kept,
         "speedup": sum(layer.macs for layer in whole) / max(macs, 1),
         "densities": {layer.name: round(significant[layer.name] / layer.synapses, 5) for layer in table},
         "validation_accuracy": accuracy(training.average, dataset.validation),
-        "test_accuracy": accuracy(training.average, dataset.test), "iterations": training.iteration,
+        "test_accuracy": accuracy(training.average, dataset.test),
+        "iterations": training.iteration,
     }

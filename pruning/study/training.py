@@ -1,8 +1,12 @@
 """The training loop: batches, optimizer, averaging, evaluation, prune control, checkpoints.
 
-    training = prepare("28x28-300-100-10", recipe, 0.97, METHODS["iterative"], seed=0)
-    outcome = train(training, dataset, recipe, seed=0)
-    outcome.model, outcome.best["density"], outcome.iterations
+    >>> from pruning.methods import METHODS
+    >>> from pruning.study.datasets import load
+    >>> recipe = Recipe(batch=32, warmup=20, averaging=0.9, interval=20)
+    >>> training = prepare("28x28-6c5-16c5-120-84-10", recipe, 0.4, METHODS["unpruned"], seed=0)
+    >>> outcome = train(training, load("digits"), recipe, seed=0)
+    >>> outcome.best["density"], outcome.iterations == outcome.start
+    (1.0, True)
 
 One iteration is one mini-batch update. Everything random is a function of the seed and the
 iteration, so a run that was killed resumes its checkpoint and gives the same numbers bit for bit.
@@ -45,11 +49,12 @@ def network(notation: str, seed: int, device: torch.device | str = "cpu") -> nn.
         torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
         model = lenet(notation)
     compiled = torch.device(device).type == "cpu" and convolution.suits(model)
-    return masked(model).to(device, memory_format=torch.contiguous_format if compiled else torch.channels_last)
+    layout = torch.contiguous_format if compiled else torch.channels_last
+    return masked(model).to(device, memory_format=layout)  # type: ignore[call-overload]  # as PyTorch documents it
 
 
 def batches(dataset: Dataset, recipe: Recipe, seed: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """Training batches for iteration ``done`` + 1 and on: images [B, C, H, W], labels [B].
+    """Make the training batches for iteration ``done`` + 1 and on: images [B, C, H, W], labels [B].
 
     Each epoch visits the images in a new order and leaves out the last incomplete batch.
     """
@@ -70,9 +75,9 @@ def batches(dataset: Dataset, recipe: Recipe, seed: int, done: int = 0) -> Itera
         start = (iteration % per_epoch) * recipe.batch
         chosen = slice(start, start + recipe.batch)
         picked = order[chosen]
-        batch = convolution.windows(
-            padded, picked, *moves[:, chosen], mirrored[chosen] if recipe.flip else None, *images.shape[2:]
-        )
+        down, right = moves[:, chosen]
+        flipped = mirrored[chosen] if recipe.flip else None
+        batch = convolution.windows(padded, picked, down, right, flipped, *images.shape[2:])
         yield batch, labels[picked]
         iteration += 1
 
@@ -128,8 +133,13 @@ class Training:
 
 
 def prepare(
-    notation: str, recipe: Recipe, requirement: float, method: Method, seed: int,
-    device: torch.device | str = "cpu", **limits,
+    notation: str,
+    recipe: Recipe,
+    requirement: float,
+    method: Method,
+    seed: int,
+    device: torch.device | str = "cpu",
+    **limits,
 ) -> Training:
     """Make a training before its first iteration; ``limits`` are the control's patience, budget and ramp."""
     return prepare_model(network(notation, seed, device), recipe, requirement, method, seed, **limits)
@@ -142,7 +152,11 @@ def prepare_model(
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.SGD(
         model.parameters(),
-        lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True, fused=True,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=True,
+        fused=True,
     )
     control = PruneControl(model, requirement, method, optimizer=optimizer, average=average, seed=seed, **limits)
     return Training(model, average, optimizer, control)
@@ -163,7 +177,8 @@ def step(training: Training, recipe: Recipe, images: Tensor, labels: Tensor) -> 
     # Young averages forget faster, so that the first weights do not linger.
     decay = min(recipe.averaging, (1 + done) / (10 + done))
     with torch.no_grad():
-        torch._foreach_lerp_(*training.parameters, 1 - decay)
+        average, live = training.parameters
+        torch._foreach_lerp_(average, live, 1 - decay)  # type: ignore[arg-type]  # parameters are tensors
 
 
 @dataclass(frozen=True)
@@ -200,8 +215,13 @@ def outcome(training: Training) -> Outcome:
 
 
 def train(
-    training: Training, dataset: Dataset, recipe: Recipe, seed: int,
-    checkpoint: StateFile | None = None, every: float = 20.0, dense: DenseStates | None = None,
+    training: Training,
+    dataset: Dataset,
+    recipe: Recipe,
+    seed: int,
+    checkpoint: StateFile | None = None,
+    every: float = 20.0,
+    dense: DenseStates | None = None,
     progress: Callable[[Event, Training], None] | None = None,
 ) -> Outcome:
     """Train until the control has stopped, resuming ``checkpoint`` if there is one.

@@ -24,9 +24,13 @@ from pruning.notation import input_shape, lenet
 pytestmark = pytest.mark.arithmetic
 
 NETWORKS = [
-    "28x28-6c5-16c5-120-84-10", "28x28-6c3-16c3-36c4-240-120-84-10",
-    "3x32x32-6c5-16c5-120-84-10", "3x32x32-6c3-16c3-36c4-240-120-84-10",
-    "2x9x9-1c1-10", "11x9-3c2-5c2-4c1-10", "3x31x21-5c5-9c4-17c2-10",
+    "28x28-6c5-16c5-120-84-10",
+    "28x28-6c3-16c3-36c4-240-120-84-10",
+    "3x32x32-6c5-16c5-120-84-10",
+    "3x32x32-6c3-16c3-36c4-240-120-84-10",
+    "2x9x9-1c1-10",
+    "11x9-3c2-5c2-4c1-10",
+    "3x31x21-5c5-9c4-17c2-10",
 ]
 LANES = {"x86-64-v2": 4, "x86-64-v3": 8, "x86-64-v4": 16}
 CHECK = Path(__file__).with_name("kernel_check.c")
@@ -148,18 +152,21 @@ def test_a_diverged_training_shows_as_nan():
     assert found[1].isnan().all() and found[[0, 2]].isfinite().all()
 
 
-@pytest.mark.parametrize("layers", [
-    [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()],
-    [nn.Conv2d(1, 4, 3, stride=2), nn.ReLU()],
-    [nn.Conv2d(1, 4, 3, bias=False), nn.ReLU()],
-    [nn.Conv2d(1, 4, (3, 2)), nn.ReLU()],
-    [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()],
-    [nn.Conv2d(1, 4, 3), nn.MaxPool2d(3), nn.ReLU()],
-    [nn.Conv2d(1, 4, 3), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()],
-    [nn.Conv2d(1, 4, 3), nn.Sigmoid()],
-    [nn.Conv2d(1, 4, 3)],
-    [nn.Conv2d(1, 1201, 3), nn.ReLU()],
-])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()],
+        [nn.Conv2d(1, 4, 3, stride=2), nn.ReLU()],
+        [nn.Conv2d(1, 4, 3, bias=False), nn.ReLU()],
+        [nn.Conv2d(1, 4, (3, 2)), nn.ReLU()],
+        [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()],
+        [nn.Conv2d(1, 4, 3), nn.MaxPool2d(3), nn.ReLU()],
+        [nn.Conv2d(1, 4, 3), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()],
+        [nn.Conv2d(1, 4, 3), nn.Sigmoid()],
+        [nn.Conv2d(1, 4, 3)],
+        [nn.Conv2d(1, 1201, 3), nn.ReLU()],
+    ],
+)
 def test_other_layers_are_left_to_pytorch(layers):
     model = masked(nn.Sequential(*layers))
     images = torch.randn(3, 1, 9, 9)
@@ -195,7 +202,9 @@ def test_pytorch_does_it_where_the_kernel_is_off(compiled, monkeypatch):
     assert close(run(model, images), found)
 
 
-@pytest.mark.parametrize(("compiler", "said"), [("no-such-compiler", "no C compiler"), ("false", "could not be compiled")])
+@pytest.mark.parametrize(
+    ("compiler", "said"), [("no-such-compiler", "no C compiler"), ("false", "could not be compiled")]
+)
 def test_a_missing_or_failing_compiler_is_a_warning(monkeypatch, tmp_path, compiler, said):
     monkeypatch.setenv("CC", compiler)
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path))

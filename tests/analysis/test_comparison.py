@@ -15,8 +15,16 @@ REQUIREMENTS = {name: (0.97, 0.98, 0.99) if name.startswith("mnist") else (0.55,
 
 def row(benchmark="mnist-2c", requirement=0.99, method=METHOD, seed=0, **given):
     values = dict.fromkeys(COLUMNS, 0) | {
-        "benchmark": benchmark, "requirement": requirement, "method": method, "seed": seed, "density": 0.02,
-        "effort": 1.5, "test_accuracy": 0.991, "reached": True, "synapses": 44190, "significant": 900,
+        "benchmark": benchmark,
+        "requirement": requirement,
+        "method": method,
+        "seed": seed,
+        "density": 0.02,
+        "effort": 1.5,
+        "test_accuracy": 0.991,
+        "reached": True,
+        "synapses": 44190,
+        "significant": 900,
     }
     return values | given
 
@@ -25,7 +33,8 @@ def record(row, trajectory=((100, 0.5, 1.0), (200, 0.999, 0.3)), unpruned=200, r
     names = ("iteration", "accuracy", "density")
     return {
         "run": {name: row[name] for name in ("benchmark", "requirement", "method", "seed")},
-        "result": {"iterations_unpruned": unpruned, "reached": False} | (result or {}), "trajectory": dict(zip(names, map(list, zip(*trajectory)))),
+        "result": {"iterations_unpruned": unpruned, "reached": False} | (result or {}),
+        "trajectory": dict(zip(names, map(list, zip(*trajectory)))),
     }
 
 
@@ -38,7 +47,9 @@ def judged(rows, **given):
 def everything(seeds=5, **given):
     return [
         row(name, requirement, seed=seed, **given)
-        for name, asked in REQUIREMENTS.items() for requirement in asked for seed in range(seeds)
+        for name, asked in REQUIREMENTS.items()
+        for requirement in asked
+        for seed in range(seeds)
     ]
 
 
@@ -72,7 +83,15 @@ def test_the_comparison_in_words():
     rows = [row(seed=seed, density=density) for seed, density in enumerate((0.02, 0.04))]
     rows += [row(method="gradual", density=0.02), row(method="lamp", density=1, effort=np.nan, reached=False)]
     said = worded(compared(pd.DataFrame(rows))).set_index("method")
-    assert list(said.loc[METHOD]) == ["mnist-2c", "99 %", "2 of 2", "3.00 ± 1.41 %", "1.50 ± 0.00×", "99.10 ± 0.00 %", "–"]
+    assert list(said.loc[METHOD]) == [
+        "mnist-2c",
+        "99 %",
+        "2 of 2",
+        "3.00 ± 1.41 %",
+        "1.50 ± 0.00×",
+        "99.10 ± 0.00 %",
+        "–",
+    ]
     assert said.loc["gradual", f"{METHOD} wins"] == "0 of 1, 1 tied" and said.loc["gradual", "significant"] == "2.00 %"
     assert said.loc["lamp", "effort"] == "–" and said.loc["lamp", "met"] == "0 of 1"
     assert worded(compared(pd.DataFrame(rows)[:0])).empty
@@ -97,24 +116,39 @@ def test_the_effort_to_the_first_network_as_sparse_as_the_reports():
     assert effort((100, 0.995, 0.5), (150, 0.9, 0.3), (300, 0.99, 0.39), (400, 0.999, 0.1)) == 1.5
     assert effort((100, 0.99, 0.4)) is None and effort((100, 0.9899, 0.1)) is None
     assert effort((100, 0.99, 0.1), unpruned=None) is None
-    delivered = {"reached": True, "density": 0.1, "effort": 1.7}  # a long run's trajectory does not hold every evaluation
+    delivered = {
+        "reached": True,
+        "density": 0.1,
+        "effort": 1.7,
+    }  # a long run's trajectory does not hold every evaluation
     assert effort((100, 0.99, 0.5), result=delivered) == 1.7 and effort((300, 0.99, 0.3), result=delivered) == 1.5
     assert effort((100, 0.99, 0.5), result=delivered | {"density": 0.5}) is None
 
 
 def test_all_targets_are_reached_where_all_numbers_are_small():
     assert {name: target.verdict for name, target in judged(everything()).items()} == {
-        "2c": "reached", "2c effort": "reached", "3c": "reached", "3c effort": "reached", "removed": "reached",
-        "effort": "reached", "sparse": "reached", "smallest": "reached",
+        "2c": "reached",
+        "2c effort": "reached",
+        "3c": "reached",
+        "3c effort": "reached",
+        "removed": "reached",
+        "effort": "reached",
+        "sparse": "reached",
+        "smallest": "reached",
     }
 
 
-@pytest.mark.parametrize(("change", "missed"), [
-    ({"density": 0.03}, {"3c"}), ({"density": 0.045}, {"2c", "3c", "removed"}),
-    ({"effort": 2.1}, {"2c effort", "3c effort", "effort"}), ({"test_accuracy": 0.9899}, {"smallest"}),
-    ({"significant": 1001}, {"smallest"}),
-    ({"reached": False}, {"2c", "2c effort", "3c", "3c effort", "removed", "effort", "smallest"}),
-])
+@pytest.mark.parametrize(
+    ("change", "missed"),
+    [
+        ({"density": 0.03}, {"3c"}),
+        ({"density": 0.045}, {"2c", "3c", "removed"}),
+        ({"effort": 2.1}, {"2c effort", "3c effort", "effort"}),
+        ({"test_accuracy": 0.9899}, {"smallest"}),
+        ({"significant": 1001}, {"smallest"}),
+        ({"reached": False}, {"2c", "2c effort", "3c", "3c effort", "removed", "effort", "smallest"}),
+    ],
+)
 def test_a_target_that_is_missed_is_named(change, missed):
     found = judged(everything(**change))
     assert {name for name, target in found.items() if target.verdict == "not reached"} == missed
@@ -133,12 +167,22 @@ def test_one_run_that_does_not_get_there_misses_the_effort():
 
 def test_the_study_of_the_smallest_network_is_summarized():
     rows = [
-        row(requirement=requirement, method=comparison.TIRELESS, seed=seed, significant=round(weights * (1 + seed / 10)), effort=20.0,
-            test_accuracy=tested)
-        for requirement, weights, tested in ((0.988, 800, 0.9899), (0.99, 1000, 0.992)) for seed in range(5)
+        row(
+            requirement=requirement,
+            method=comparison.TIRELESS,
+            seed=seed,
+            significant=round(weights * (1 + seed / 10)),
+            effort=20.0,
+            test_accuracy=tested,
+        )
+        for requirement, weights, tested in ((0.988, 800, 0.9899), (0.99, 1000, 0.992))
+        for seed in range(5)
     ]
     said = targets.smallest_summary(pd.DataFrame(rows))
-    assert "mnist-2c at 98.8 %, 960 weights (800 to 1,120), 2.17 % of the synapses, with 98.99 % of the test images right" in said
+    assert (
+        "mnist-2c at 98.8 %, 960 weights (800 to 1,120), 2.17 % of the synapses, with 98.99 % of the test images right"
+        in said
+    )
     assert "at most 1,000: 1,200 (1,000 to 1,400, 5 seeds), **not reached**." in said, "98.99 % are not 99 %"
     rows = [one | {"test_accuracy": 0.991} for one in rows]
     assert "960 (800 to 1,120, 5 seeds), **reached**" in targets.smallest_summary(pd.DataFrame(rows))
@@ -150,8 +194,10 @@ def test_only_methods_that_were_measured_in_all_settings_are_compared_over_all()
     rows = everything(seeds=2)
     asked = [one["requirement"] for one in rows]
     rows += [
-        one | {"method": "gradual", "density": 0.02, "effort": 4.0} if one["seed"]
-        else one | {"method": "gradual", "density": 0.06, "effort": 4.0, "stopped": "budget spent"} for one in rows
+        one | {"method": "gradual", "density": 0.02, "effort": 4.0}
+        if one["seed"]
+        else one | {"method": "gradual", "density": 0.06, "effort": 4.0, "stopped": "budget spent"}
+        for one in rows
     ]
     for one in rows[-2:]:
         one["test_accuracy"] -= 0.5
@@ -164,7 +210,9 @@ def test_only_methods_that_were_measured_in_all_settings_are_compared_over_all()
     assert found.loc[METHOD, "density"] == pytest.approx((11 * 0.02 + 0.51) / 12) and found.loc[METHOD, "dense"] == 1
     assert found.loc[METHOD, "compression"] == pytest.approx((50**11 / 0.51) ** (1 / 12))
     assert tuple(found.loc["gradual", ["runs", "density", "effort", "ended"]]) == pytest.approx((24, 0.04, 4.0, 12))
-    assert found.loc["gradual", "tested"] == 22 and found.loc["gradual", "above"] == pytest.approx(0.991 - np.mean(asked) - 1 / 24)
+    assert found.loc["gradual", "tested"] == 22 and found.loc["gradual", "above"] == pytest.approx(
+        0.991 - np.mean(asked) - 1 / 24
+    )
     assert tuple(found.loc["gradual", [f"{METHOD}_wins", f"{METHOD}_pairs"]]) == (11, 24), "one of 12 was not reached"
     lines = comparison.markdown(table).splitlines()
     assert lines[0].startswith("| method | significant | compression | effort | test − required | met on test |")
@@ -213,8 +261,10 @@ def test_studies_are_joined_where_they_measured_the_same():
 
 
 def test_our_networks_stand_beside_the_published_ones():
-    rows = [row("lenet-5", seed=seed, synapses=430500, significant=significant, test_accuracy=accuracy)
-            for seed, significant, accuracy in ((0, 4305, 0.99), (1, 2152.5, 0.992))]
+    rows = [
+        row("lenet-5", seed=seed, synapses=430500, significant=significant, test_accuracy=accuracy)
+        for seed, significant, accuracy in ((0, 4305, 0.99), (1, 2152.5, 0.992))
+    ]
     found = comparison.beside_published(pd.DataFrame([*rows, row()]))
     assert len(found) == len(comparison.PUBLISHED) + 1
     assert list(found.iloc[-1]) == ["lenet-5", f"here: {METHOD}", "150.0 ± 70.7×", "0.90 ± 0.14 %"]
@@ -246,7 +296,8 @@ def test_the_frontier_has_a_panel_for_each_benchmark_and_requirement(tmp_path):
     heads = [axes.get_title(loc="left") for axes in figure.axes if axes.axison]
     assert sorted(heads) == ["MNIST, 2 convolutions\nat 99 %", "at 99 %", "mnist-3c, 3 convolutions\nat 97 %"]
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {
-        *(figures.look(name).label for name in ("unpruned", "iterative", "gradual", METHOD)), "Pareto front of the means"
+        *(figures.look(name).label for name in ("unpruned", "iterative", "gradual", METHOD)),
+        "Pareto front of the means",
     }
     assert "smallest to largest of 1 to 2 seeds" in figure._suptitle.get_text()
     paths = figures.save(figure, tmp_path, "one")
@@ -268,7 +319,13 @@ def test_the_front_joins_the_methods_that_none_beats():
 
 
 def test_a_method_that_removed_nothing_does_not_stand_for_the_unpruned_training():
-    rows = pd.DataFrame([*some(), row(method="hashed", seed=0, density=1, effort=1), row(method="movement", seed=0, density=1, effort=1)])
+    rows = pd.DataFrame(
+        [
+            *some(),
+            row(method="hashed", seed=0, density=1, effort=1),
+            row(method="movement", seed=0, density=1, effort=1),
+        ]
+    )
     assert list(comparison.front(rows).index) == [METHOD, "iterative", "unpruned"]
 
 

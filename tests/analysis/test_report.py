@@ -25,17 +25,26 @@ def story(tmp_path):
     """Two notebooks that point at each other, with every kind of output."""
     outputs = [
         new_output("stream", name="stdout", text="3 < 4 runs\n"),
-        new_output("display_data", {"image/png": picture(), "text/plain": "<Image>"},
-                   metadata={"image/png": {"alt": "a curve"}}),
+        new_output(
+            "display_data",
+            {"image/png": picture(), "text/plain": "<Image>"},
+            metadata={"image/png": {"alt": "a curve"}},
+        ),
         new_output("display_data", {"text/markdown": "**What we see.** $x^2$", "text/plain": "<Markdown>"}),
-        new_output("execute_result", {"text/html": "<table class='dataframe'><tr><td>7</td></tr></table>",
-                                      "text/plain": "7"}),
+        new_output(
+            "execute_result", {"text/html": "<table class='dataframe'><tr><td>7</td></tr></table>", "text/plain": "7"}
+        ),
     ]
-    first = new_notebook(cells=[
-        new_markdown_cell("# 1 · First\n\nSee [the second](10-second.ipynb), [data](../data/README.md).\n\n"
-                          r"$$\sum_i w_i \geq \theta$$" "\n\nand `a$b`, or $\\undrawable{x}$."),
-        new_code_cell("print('3 < 4 runs')", outputs=outputs),
-    ])
+    first = new_notebook(
+        cells=[
+            new_markdown_cell(
+                "# 1 · First\n\nSee [the second](10-second.ipynb), [data](../data/README.md).\n\n"
+                r"$$\sum_i w_i \geq \theta$$"
+                "\n\nand `a$b`, or $\\undrawable{x}$."
+            ),
+            new_code_cell("print('3 < 4 runs')", outputs=outputs),
+        ]
+    )
     second = new_notebook(cells=[new_markdown_cell("# 10 · Second\n\n## Part\n\nback to [the first](1-first.ipynb)")])
     paths = [tmp_path / "1-first.ipynb", tmp_path / "10-second.ipynb"]
     for path, notebook in zip(paths, (first, second)):
@@ -127,7 +136,10 @@ def test_a_notebook_that_fails_or_is_none_is_named(tmp_path, monkeypatch, capsys
 def test_the_committed_notebooks_make_a_page(tmp_path, capsys):
     found = report.notebooks()
     assert [path.stem for path in found][:4] == [
-        "1-benchmark", "2-significant-synapses", "3-training-effort", "4-claims"
+        "1-benchmark",
+        "2-significant-synapses",
+        "3-training-effort",
+        "4-claims",
     ]
     assert report.main(["--as-committed", "--output", str(tmp_path / "page.html")]) == 0
     soup = BeautifulSoup((tmp_path / "page.html").read_text(encoding="utf-8"), "html.parser")

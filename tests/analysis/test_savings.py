@@ -238,10 +238,17 @@ def test_compressed_models_are_written_read_and_replaced(copied, made):
 
 
 def test_held_counts_only_what_had_met_the_requirement():
-    rows = pd.DataFrame({
-        "benchmark": "a", "requirement": 0.9, "method": "m", "seed": [0, 1, 2, 2], "variant": "compressed",
-        "reached": [True, True, False, False], "validation_accuracy": [0.9, 0.89, 0.5, 0.5],
-    })
+    rows = pd.DataFrame(
+        {
+            "benchmark": "a",
+            "requirement": 0.9,
+            "method": "m",
+            "seed": [0, 1, 2, 2],
+            "variant": "compressed",
+            "reached": [True, True, False, False],
+            "validation_accuracy": [0.9, 0.89, 0.5, 0.5],
+        }
+    )
     assert held(rows).tolist() == [True, False]
 
 
@@ -270,11 +277,19 @@ def test_every_figure_renders_to_the_same_bytes_and_shows_what_was_missed(made, 
     quick, _ = made
     stored, energies = savings.tables(quick)
     names = titles(recorded(quick))
-    curves = pd.DataFrame([
-        {"benchmark": "digits-2c", "variant": variant, "on_chip_bytes": size, "total_nj": 1e7 / size + number,
-         "dram_accesses": 0 if size > 2**14 else 9}
-        for number, variant in enumerate(savings_figures.VARIANTS) for size in (2**10, 2**13, 2**16)
-    ])
+    curves = pd.DataFrame(
+        [
+            {
+                "benchmark": "digits-2c",
+                "variant": variant,
+                "on_chip_bytes": size,
+                "total_nj": 1e7 / size + number,
+                "dram_accesses": 0 if size > 2**14 else 9,
+            }
+            for number, variant in enumerate(savings_figures.VARIANTS)
+            for size in (2**10, 2**13, 2**16)
+        ]
+    )
     missed = stored.assign(reached=stored["seed"] > 0)
     draws = {
         "bytes": lambda: savings_figures.bytes_by_encoding(missed, names),

@@ -11,14 +11,32 @@ from pruning.analysis import tables
 def made(benchmark="digits-2c", requirement=0.95, method="iterative", seed=0, **result):
     """A record with all that the table takes from one."""
     values = {
-        "synapses": 44190, "significant": 1000, "density": 1000 / 44190, "validation_accuracy": 0.95,
-        "test_accuracy": 0.1 + 0.2, "iterations": 500, "iterations_unpruned": 160, "effort": 3.125, "reached": True,
-        "iterations_spent": 700, "stopped": "not recovered",
-        "macs_dense": 281640, "macs": 89469, "training_macs": 10**13,
+        "synapses": 44190,
+        "significant": 1000,
+        "density": 1000 / 44190,
+        "validation_accuracy": 0.95,
+        "test_accuracy": 0.1 + 0.2,
+        "iterations": 500,
+        "iterations_unpruned": 160,
+        "effort": 3.125,
+        "reached": True,
+        "iterations_spent": 700,
+        "stopped": "not recovered",
+        "macs_dense": 281640,
+        "macs": 89469,
+        "training_macs": 10**13,
     }
-    run = {"study": "some", "name": f"{benchmark}-{requirement}-{method}-{seed}", "benchmark": benchmark,
-           "network": "28x28-6c5-16c5-120-84-10", "dataset": "digits", "requirement": requirement, "method": method,
-           "seed": seed, "settings": {"batch": 32}}
+    run = {
+        "study": "some",
+        "name": f"{benchmark}-{requirement}-{method}-{seed}",
+        "benchmark": benchmark,
+        "network": "28x28-6c5-16c5-120-84-10",
+        "dataset": "digits",
+        "requirement": requirement,
+        "method": method,
+        "seed": seed,
+        "settings": {"batch": 32},
+    }
     return {"run": run, "result": values | result, "data": "Digits"}
 
 
@@ -29,8 +47,10 @@ MISSED = {"reached": False, "effort": None, "iterations_unpruned": None, "densit
 def some():
     found = [
         made(benchmark, requirement, method, seed)
-        for benchmark in ("digits-2c", "digits-3c") for requirement in (0.95, 0.97)
-        for method in ("gradual", "iterative") for seed in (0, 2, 10)
+        for benchmark in ("digits-2c", "digits-3c")
+        for requirement in (0.95, 0.97)
+        for method in ("gradual", "iterative")
+        for seed in (0, 2, 10)
     ]
     return [*found, made(requirement=0.999, **MISSED)]
 

@@ -149,10 +149,20 @@ def test_cubic_against_zhu_and_gupta():
     assert PolynomialSchedule(0.2).amount(1.5) == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("make", [
-    lambda: LinearThreshold(0), lambda: LinearThreshold(-0.1), lambda: LinearThreshold(math.nan), lambda: GeometricSchedule(0), lambda: GeometricSchedule(1),
-    lambda: GeometricSchedule(math.nan), lambda: PolynomialSchedule(0), lambda: PolynomialSchedule(1), lambda: PolynomialSchedule(-0.1),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LinearThreshold(0),
+        lambda: LinearThreshold(-0.1),
+        lambda: LinearThreshold(math.nan),
+        lambda: GeometricSchedule(0),
+        lambda: GeometricSchedule(1),
+        lambda: GeometricSchedule(math.nan),
+        lambda: PolynomialSchedule(0),
+        lambda: PolynomialSchedule(1),
+        lambda: PolynomialSchedule(-0.1),
+    ],
+)
 def test_bad_schedules(make):
     with pytest.raises(ValueError, match=r"must (be positive|lie between 0 and 1), got"):
         make()
@@ -180,7 +190,9 @@ def test_thresholds_rise_layer_by_layer_at_their_own_rate():
     model = tiny()
     layers = masked_layers(model)
     control = PruneControl(model, 0.5)
-    assert control.strategy.rates(control.pruner) == pytest.approx({"0": 0.05, "2": 0.1})  # convolutions at half the pace
+    assert control.strategy.rates(control.pruner) == pytest.approx(
+        {"0": 0.05, "2": 0.1}
+    )  # convolutions at half the pace
     for number in range(1, 6):
         deviations = {name: layer.weight.detach()[layer.mask].std(correction=0) for name, layer in layers.items()}
         thresholds = control.update(number, 0.9).thresholds
@@ -195,7 +207,9 @@ def test_thresholds_rise_layer_by_layer_at_their_own_rate():
 
 def test_a_round_cuts_something():
     model = tiny()
-    control = PruneControl(model, 0.5, Method(criteria.magnitude, allocation.std_threshold, Rounds(LinearThreshold(1e-4))))
+    control = PruneControl(
+        model, 0.5, Method(criteria.magnitude, allocation.std_threshold, Rounds(LinearThreshold(1e-4)))
+    )
     before = control.pruner.density
     control.update(1, 0.9)
     assert control.pruner.density < before and control.pruner.round > 1
@@ -342,12 +356,18 @@ def test_oneshot_rewinds_to_the_dense_weights_in_each_round():
                 step(model, optimizer, seed)
 
 
-@pytest.mark.parametrize("make", [
-    lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01),
-    lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True, fused=True),
-    lambda parameters: torch.optim.Adam(parameters, lr=0.01, weight_decay=0.01, amsgrad=True),
-    lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1),
-], ids=["sgd", "nesterov", "adam", "adamw"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01),
+        lambda parameters: torch.optim.SGD(
+            parameters, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True, fused=True
+        ),
+        lambda parameters: torch.optim.Adam(parameters, lr=0.01, weight_decay=0.01, amsgrad=True),
+        lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1),
+    ],
+    ids=["sgd", "nesterov", "adam", "adamw"],
+)
 @pytest.mark.parametrize("method", [ITERATIVE, LADDER, REWIND])
 def test_stored_weights_stay_zero_as_the_momentum_is_cleared(make, method):
     model = tiny()
@@ -405,7 +425,9 @@ def test_a_state_saved_midway_leads_to_the_same_decisions(method):
     go_on(first, found[:4], 1)  # in the middle of a recovery
     buffer = io.BytesIO()
     parts = ("model", "average", "optimizer")
-    torch.save({"control": first.state_dict()} | {name: getattr(first.pruner, name).state_dict() for name in parts}, buffer)
+    torch.save(
+        {"control": first.state_dict()} | {name: getattr(first.pruner, name).state_dict() for name in parts}, buffer
+    )
     go_on(first, found[4:8], 5)  # the state is of its moment, not a view of what goes on
     buffer.seek(0)
     state = torch.load(buffer, weights_only=True)
@@ -451,15 +473,18 @@ def test_the_random_criterion_follows_from_the_seed():
     assert control.pruner.densities() == pytest.approx({"0": 35 / 54, "2": 38 / 60})  # 0.64 of each
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    ({"requirement": 0}, "requirement must be an accuracy between 0 and 1, got 0"),
-    ({"requirement": 1}, "got 1"),
-    ({"requirement": 1.5}, "got 1.5"),
-    ({"requirement": math.nan}, "got nan"),
-    ({"patience": 0}, "patience must be at least 1, got 0"),
-    ({"budget": 0}, "budget must be at least 1, got 0"),
-    ({"ramp": -1}, "ramp must be at least 1, got -1"),
-])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"requirement": 0}, "requirement must be an accuracy between 0 and 1, got 0"),
+        ({"requirement": 1}, "got 1"),
+        ({"requirement": 1.5}, "got 1.5"),
+        ({"requirement": math.nan}, "got nan"),
+        ({"patience": 0}, "patience must be at least 1, got 0"),
+        ({"budget": 0}, "budget must be at least 1, got 0"),
+        ({"ramp": -1}, "ramp must be at least 1, got -1"),
+    ],
+)
 def test_bad_parameters(given, said):
     with pytest.raises(ValueError, match=said):
         PruneControl(tiny(), **{"requirement": 0.5} | given)
@@ -534,7 +559,10 @@ def test_adaptive_in_ones_own_loop(trained):
     control = PruneControl(model, 0.9, METHODS["adaptive"], optimizer=optimizer)
     for iteration in count:
         training_step()
-        if iteration % 20 == 0 and control.update(iteration, validation_accuracy(), validation_accuracy, next_images).finished:
+        if (
+            iteration % 20 == 0
+            and control.update(iteration, validation_accuracy(), validation_accuracy, next_images).finished
+        ):
             break
     assert control.reached and control.start > trained and density(control.delivered()) < 0.2
     assert control.events[-1].action == "effort spent" and iteration >= 2 * control.start

@@ -89,8 +89,9 @@ def test_pruned_synapses_are_zero_whatever_the_optimizer_does(name):
     train(model, optimizer)
     masks = cut(model)
     train(model, optimizer)  # with momentum of the weights that are gone: nobody cleared it
-    stored = {key: layer.weight.detach()[~layer.mask] for key, layer in masked_layers(model).items()}
-    assert any(weights.any() for weights in stored.values()), "the optimizer should have moved a stored weight"
+    stored = dict(model.named_parameters())
+    moved = [stored[f"{key}.weight"].detach()[~mask] for key, mask in masks.items()]
+    assert any(weights.any() for weights in moved), "the optimizer should have moved a stored weight"
     for layer in masked_layers(model).values():
         assert not layer.effective_weight()[~layer.mask].any()
         assert not layer.weight.grad[~layer.mask].any()
@@ -144,8 +145,10 @@ def test_a_mask_changed_by_hand_counts_at_once(make):
     assert layer.effective_weight().flatten().nonzero().flatten().tolist() == [i for i in range(12) if i != 1]
     layer.mask = torch.zeros_like(layer.mask)
     assert not layer.effective_weight().any()
-    layer.double().mask.fill_(True)
-    assert layer.effective_weight().dtype == torch.float64 and layer.effective_weight().all()
+    layer.mask.data.fill_(True)  # what comes back starts at zero
+    with torch.no_grad():
+        layer.weight.fill_(2.0)
+    assert layer.double().weight.dtype == torch.float64 and layer.weight.all()
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -153,7 +156,7 @@ def test_convolutions_of_every_setting(name):
     plain = nn.Conv2d(4, 6, 3, **CONVOLUTIONS[name])
     before = copy.deepcopy(plain)
     layer = masked(before)
-    assert "mask" not in before.state_dict(), "who still holds the plain layer sees no change"
+    assert layer is before, "who holds the layer elsewhere holds the masked one"
     assert type(layer) is MaskedConv2d and layer.mask.shape == plain.weight.shape
     keep = torch.rand(plain.weight.shape) > 0.5
     layer.prune(keep)
@@ -399,19 +402,26 @@ def test_a_shared_module_has_one_mask_and_counts_once():
     assert torch.equal(other(x), expected) and density(other) == 0.25
 
 
-def test_tied_weights_are_an_error():
-    two = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    two[1].weight = two[0].weight
-    words = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9))
-    words[1].weight = words[0].weight
-    for model in (two, words):
-        with pytest.raises(ValueError, match="'0' and '1' share one weight tensor"):
-            masked(model)
-        assert not masked_layers(model)
-    fine = masked(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
-    fine[1].weight = fine[0].weight
-    with pytest.raises(ValueError, match="share one weight tensor"):
-        masked(fine)
+@pytest.mark.parametrize("late", [False, True])
+def test_tied_weights_share_one_mask(late):
+    words = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
+    model = masked(words, include=[nn.Embedding, nn.Linear]) if late else words
+    model[1].weight = model[0].weight
+    model = masked(model)
+    assert len(masked_layers(model)) == 1 and density(model) == 1
+    next(iter(masked_layers(model).values())).prune(torch.arange(36).view(9, 4) % 3 == 0)
+    x = torch.tensor([[1, 5], [2, 7]])
+    for net in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            assert torch.equal(net[0].weight.grad == 0, ~net[0].mask) or not net[0].weight.grad[~net[0].mask].any()
+            optimizer.step()
+        assert net[0].weight is net[1].weight and net[0].mask is net[1].mask
+        assert density(net) == int(net[1].weight.count_nonzero()) / 36 == 12 / 36
+        expected = net(x)
+        assert torch.equal(unmasked(net)(x), expected) and type(net[1]) is nn.Linear
 
 
 def test_hooks_settings_and_subclasses_are_kept():
@@ -429,7 +439,7 @@ def test_hooks_settings_and_subclasses_are_kept():
     expected = model(x)
     masked(model)
     assert torch.equal(model(x), expected) and seen == [nn.Linear, MaskedLinear]
-    assert type(model[1]) is Own and list(masked_layers(model)) == ["0"]
+    assert isinstance(model[1], Own) and list(masked_layers(model)) == ["0", "1"]
     assert not model[0].training and not model[0].weight.requires_grad
     handle.remove()
     assert not torch.equal(model(x), expected)
@@ -482,3 +492,156 @@ def test_resnet18():
     fresh = resnet18(num_classes=10)
     fresh.load_state_dict(saved(result.state_dict()))
     assert density(masked(fresh, zeros_pruned=True)) == density(masked(result, zeros_pruned=True)) < 0.21
+
+
+class Reads(nn.Module):
+    """A model that reads weights in every way but a layer's own forward pass; vectors [N, 8] to logits [N, 3]."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.kept = [self.second]
+
+    def forward(self, x):
+        x = F.relu(F.linear(x, self.first.weight, self.first.bias))
+        x = F.linear(torch.tanh(self.kept[0](x)), self.first.weight.t())
+        return self.third(x)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(8, 6, num_layers=2, bidirectional=True, proj_size=4), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.lstm(x.unsqueeze(0).expand(3, -1, -1))[0].mean(0))
+
+
+def attention():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0, batch_first=True)
+    return nn.Sequential(nn.Unflatten(1, (1, 8)), layer, nn.Flatten(), nn.Linear(8, 3))
+
+
+def transposed():
+    return nn.Sequential(
+        nn.Unflatten(1, (2, 4)),
+        nn.Conv1d(2, 4, 3),
+        nn.ReLU(),
+        nn.ConvTranspose1d(4, 2, 3),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
+
+
+MODELS = {"read": Reads, "recurrent": Recurrent, "attention": attention, "transposed": transposed}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_is_pruned_is_zero_wherever_it_is_read(name, optimizer):
+    model = masked(MODELS[name]())
+    optimizer = OPTIMIZERS[optimizer](model.parameters())
+    x, labels = torch.randn(16, 8), torch.randint(3, (16,))
+
+    def steps():
+        for _ in range(4):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), labels).backward()
+            optimizer.step()
+
+    steps()
+    cut(model, 0.7)
+    steps()
+    parameters = dict(model.named_parameters())
+    assert sum(layer.synapses for layer in masked_layers(model).values()) == sum(
+        weight.numel() for weight in parameters.values() if weight.dim() > 1
+    ), "every weight has a mask"
+    expected = model.eval()(x)
+    for layer in masked_layers(model).values():
+        assert not layer.gradient[~layer.mask].any() and layer.gradient.any()
+        assert not layer.effective_weight()[~layer.mask].any()
+    with torch.no_grad():
+        assert torch.allclose(model(x), expected, atol=1e-6), "the fast path of attention too"
+    again = MODELS[name]()
+    masked(again).load_state_dict(saved(model.state_dict()))
+    for net in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), again.eval()):
+        assert torch.equal(net(x), expected) and density(net) == density(model)
+    counted = sum(int(weight.count_nonzero()) for weight in unmasked(model).parameters() if weight.dim() > 1)
+    assert torch.equal(model(x), expected) and {type(module) for module in model.modules()} == {
+        type(module) for module in MODELS[name]().modules()
+    }
+    assert counted == sum(layer.significant for layer in masked_layers(net).values())
+
+
+def test_what_has_no_mask_is_said():
+    words = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 3))
+    with pytest.warns(UserWarning, match=r"without a mask: 0.weight; together 60.0% of the model's weights"):
+        model = masked(words)
+    next(iter(masked_layers(model).values())).prune(torch.zeros(3, 8, dtype=torch.bool))
+    assert density(model) == 0 and density(model, of="all") == 0.6
+    with pytest.raises(ValueError, match="of must be 'prunable' or 'all', got 'some'"):
+        density(model, of="some")
+    assert list(masked_layers(masked(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), exclude=["1"]))) == ["0"]
+    assert list(masked_layers(masked(Net(), include=["head.*"], exclude=["*.out", "body*"]))) == ["head.hidden"]
+    assert list(masked_layers(masked(Net(), include=[nn.Conv2d], exclude=["head*"]))) == ["body.0"]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: torch.nn.utils.weight_norm(nn.Linear(4, 4)), "the weight of '0' is computed by WeightNorm"),
+        (lambda: torch.nn.utils.spectral_norm(nn.Linear(4, 4)), "the weight of '0' is computed by SpectralNorm"),
+        (lambda: torch.nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)), "'0' has parametrized weights"),
+        (lambda: nn.LazyLinear(4), "'0' is lazy and has no shape yet"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_weights_that_something_else_makes_are_refused_by_name(make, said):
+    model = nn.Sequential(make(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=said):
+        masked(model)
+    assert not masked_layers(model), "nothing was changed"
+    model(torch.ones(1, 4))
+    assert list(masked_layers(masked(model, exclude=["0"]))) == ["1"]
+
+
+def test_masks_of_pytorchs_pruning_are_taken_over():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 2))
+    torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(2, 4)
+    expected = model[0](x)
+    masked(model)
+    assert torch.equal(model[0](x), expected) and model[0].significant == 8
+    assert any(weight is model[0].weight for weight in optimizer.param_groups[0]["params"])
+
+
+def test_one_compiled_graph_sees_the_present_mask():
+    model = masked(Net().eval())
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    x = images()
+    for share in (0.0, 0.5, 0.5):
+        cut(model, share)
+        assert torch.allclose(compiled(x), model(x), atol=1e-6)
+    compiled(x).sum().backward()
+    assert len(graphs) == 1
+    for layer in masked_layers(model).values():
+        assert not layer.gradient[~layer.mask].any() and layer.gradient[layer.mask].any()
+
+
+def test_transforms_of_torch_func_pass_the_mask():
+    model = masked(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    cut(model)
+    values = {name: value.detach() for name, value in model.named_parameters()}
+    x = torch.randn(5, 4)
+    gradients = torch.func.grad(lambda values: torch.func.functional_call(model, values, (x,)).square().sum())(values)
+    model(x).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(gradients[name], parameter.grad, atol=1e-6)

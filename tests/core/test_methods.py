@@ -96,7 +96,10 @@ def test_lamp_by_hand():
     scores = magnitudes(layers)
     found = [allocation.lamp(layers, scores, dict.fromkeys(layers, amount)) for amount in (1, 0.8, 0.6, 0.4)]
     assert found == [  # in the order 1/14 (a's 1), 1/5 (b's 10), 4/13 (a's 2)
-        {"a": -math.inf, "b": -math.inf}, {"a": 1, "b": -math.inf}, {"a": 1, "b": 10}, {"a": 2, "b": 10},
+        {"a": -math.inf, "b": -math.inf},
+        {"a": 1, "b": -math.inf},
+        {"a": 1, "b": 10},
+        {"a": 2, "b": 10},
     ]
     layers["a"].prune(torch.tensor([[False, True, True]]))  # what is left: 4/13 and 1, of 1/5 and 1
     assert allocation.lamp(layers, magnitudes(layers), dict.fromkeys(layers, 0.6)) == {"a": -math.inf, "b": 10}
@@ -232,7 +235,11 @@ def test_the_requirement_met_before_the_iteration_to_rewind_to():
     for iteration in range(1, 11):
         iterate(control, iteration)
     control.update(10, 0.9)
-    assert control.pruner.checkpoints["early"] is control.pruner.checkpoints["dense"] and control.restarted == 0 and not control.watching
+    assert (
+        control.pruner.checkpoints["early"] is control.pruner.checkpoints["dense"]
+        and control.restarted == 0
+        and not control.watching
+    )
     before = control.pruner.model.state_dict()["2.weight"].clone()
     for iteration in range(11, 21):
         iterate(control, iteration)
@@ -319,7 +326,9 @@ def test_rigl_keeps_the_number_of_synapses_and_exchanges_by_magnitude_and_gradie
     assert sum(counts.values()) == pytest.approx(57, abs=1)
     exchanged = 0
     for iteration in range(2, 122):
-        before = {name: (layer.mask.clone(), layer.weight.detach().clone()) for name, layer in control.pruner.layers.items()}
+        before = {
+            name: (layer.mask.clone(), layer.weight.detach().clone()) for name, layer in control.pruner.layers.items()
+        }
         images, labels = examples(iteration)
         F.cross_entropy(control.pruner.model(images), labels).backward()
         gradients = {name: layer.dense_grad.clone() for name, layer in control.pruner.layers.items()}
@@ -358,7 +367,8 @@ def test_rigls_exchange_falls_as_a_cosine():
 def test_splicing_between_two_thresholds():
     layer = linear(0.85, 0.95, 1.05, 1.15, 0.85, 0.95, 1.05, 1.15)
     layer.mask[0, 4:] = False
-    found = allocation.spliced(layer, layer.weight.detach().abs(), 1.0)
+    layer.learns_masked = True  # its pruned weights are kept, and scored
+    found = allocation.spliced(layer, criteria.magnitude(layer), 1.0)
     assert found.tolist() == [[False, True, True, True, False, False, False, True]]
 
 
@@ -387,7 +397,9 @@ def test_what_surgery_delivers_is_zero_where_it_is_cut():
         iterate(control, iteration)
         if iteration % 10 == 0:
             control.update(iteration, 0.9)
-    assert any(layer.weight[~layer.mask].any() for layer in control.pruner.layers.values()), "what is cut goes on learning"
+    layers = control.pruner.layers.values()
+    assert any(layer.parameter[~layer.mask].any() for layer in layers), "what is cut goes on learning"
+    assert not any(layer.weight[~layer.mask].any() for layer in layers), "and is not used"
     delivered = control.delivered()
     assert density(delivered) == control.best["density"] < 0.9
     for layer in masked_layers(delivered).values():
@@ -399,7 +411,9 @@ def test_what_surgery_delivers_is_zero_where_it_is_cut():
 
 @pytest.mark.parametrize("early", [0, 7])
 def test_rewound_weights_are_the_stored_ones_bit_for_bit(early):
-    method = Method(criteria.magnitude, allocation.global_threshold, Rounds(GeometricSchedule(0.5), rewind=Rewind(early)))
+    method = Method(
+        criteria.magnitude, allocation.global_threshold, Rounds(GeometricSchedule(0.5), rewind=Rewind(early))
+    )
     control = controlled(method)
     stored, momentum = {}, {}
     for iteration in range(1, 41):
@@ -409,7 +423,9 @@ def test_rewound_weights_are_the_stored_ones_bit_for_bit(early):
         iterate(control, iteration)
         if iteration % 20:
             continue
-        before = {name: (layer.mask.clone(), layer.weight.detach().abs()) for name, layer in control.pruner.layers.items()}
+        before = {
+            name: (layer.mask.clone(), layer.weight.detach().abs()) for name, layer in control.pruner.layers.items()
+        }
         control.update(iteration, 0.9)
         assert control.restarted == iteration - early
         assert control.pruner.density == pytest.approx(0.5 ** (iteration // 20), abs=0.01)
@@ -434,7 +450,11 @@ def test_rate_rewinding_repeats_the_warm_up_and_keeps_the_weights(digits):
     recipe = SETTINGS.model_copy(update={"warmup": 10})
     rates = {}
     for name in ("raterewind", "lottery", "dsd"):
-        method = METHODS[name] if name != "lottery" else replace(METHODS[name], strategy=Rounds(GeometricSchedule(0.7), rewind=Rewind(4)))
+        method = (
+            METHODS[name]
+            if name != "lottery"
+            else replace(METHODS[name], strategy=Rounds(GeometricSchedule(0.7), rewind=Rewind(4)))
+        )
         training = prepared(method, recipe=recipe)
         stream, found = batches(digits, recipe, 0), []
         for iteration in range(1, 33):
@@ -478,7 +498,14 @@ def test_dense_sparse_dense():
             for name, layer in control.pruner.layers.items():
                 assert layer.weight[masks[name]].all() and not layer.weight[~masks[name]].any()
     assert [event.action for event in events] == [
-        "prune", "wait", "regrow", "wait", "wait", "wait", "prune", "regrow",
+        "prune",
+        "wait",
+        "regrow",
+        "wait",
+        "wait",
+        "wait",
+        "prune",
+        "regrow",
     ]
     assert [event.phase for event in events] == ["train"] + ["recover"] * 2 + ["dense"] * 4 + ["recover"]
     assert [event.density for event in events] == pytest.approx([1, 0.7, 0.7, 1, 1, 1, 1, 0.49], abs=0.01)
@@ -502,7 +529,10 @@ def test_biased_decay_is_the_gradient_of_its_bias_and_favours_large_weights():
 def test_biased_decay_makes_small_weights_smaller_and_lets_large_ones_be():
     # A problem whose solution is known: each weight has a target of its own, which it reaches without a bias.
     target, found = torch.tensor([[0.06, 0.2, 1.0, 3.0]]), {}
-    for name, method in (("plain", METHODS["iterative"]), ("biased", replace(METHODS["iterative"], hook=BiasedDecay(strength=0.01)))):
+    for name, method in (
+        ("plain", METHODS["iterative"]),
+        ("biased", replace(METHODS["iterative"], hook=BiasedDecay(strength=0.01))),
+    ):
         layer = linear(0.5, 0.5, 0.5, 0.5)
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.5)
         control = PruneControl(layer, 0.5, method, optimizer=optimizer)
@@ -527,15 +557,18 @@ def test_biased_decay_makes_small_weights_smaller_and_lets_large_ones_be():
 # All of them
 
 
-@pytest.mark.parametrize(("make", "said"), [
-    (lambda: Rewind(-1), "iteration must be 0 or more, or None, got -1"),
-    (lambda: NetworkSurgery(every=0), "every must be at least 1"),
-    (lambda: NetworkSurgery(rate=1.5), r"rate lie in \[0, 1\]"),
-    (lambda: RigL(fraction=1), "fraction must lie between 0 and 1, got 1"),
-    (lambda: BiasedDecay(strength=0), "strength and scale must be positive, got 0"),
-    (lambda: BiasedDecay(scale=math.nan), "strength and scale must be positive"),
-    (lambda: replace(METHODS["oneshot"].strategy, rewind=Rewind(0)), "from_dense or rewind, not both"),
-])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Rewind(-1), "iteration must be 0 or more, or None, got -1"),
+        (lambda: NetworkSurgery(every=0), "every must be at least 1"),
+        (lambda: NetworkSurgery(rate=1.5), r"rate lie in \[0, 1\]"),
+        (lambda: RigL(fraction=1), "fraction must lie between 0 and 1, got 1"),
+        (lambda: BiasedDecay(strength=0), "strength and scale must be positive, got 0"),
+        (lambda: BiasedDecay(scale=math.nan), "strength and scale must be positive"),
+        (lambda: replace(METHODS["oneshot"].strategy, rewind=Rewind(0)), "from_dense or rewind, not both"),
+    ],
+)
 def test_bad_parts(make, said):
     with pytest.raises(ValueError, match=said):
         make()
@@ -552,6 +585,7 @@ def test_an_accuracy_that_always_suffices_comes_to_an_end(name):
             break
     assert control.events[-1].action in ("nothing left to prune", "ramp completed")
     assert density(control.delivered()) == control.best["density"] < 0.07
+
 
 @pytest.fixture(scope="module")
 def whole(digits, tmp_path_factory):
@@ -584,7 +618,11 @@ def test_a_training_goes_on_from_its_checkpoint(digits, tmp_path, whole, name):
     checkpoint.write_bytes(lay)
     resumed = prepared(METHODS[name])
     train(
-        resumed, digits, SETTINGS, 0, checkpoint=StateFile(checkpoint, "me"),
+        resumed,
+        digits,
+        SETTINGS,
+        0,
+        checkpoint=StateFile(checkpoint, "me"),
         progress=lambda event, training: seen.append(event.iteration),
     )
     assert seen == evaluated[-2:] and resumed.control.events == control.events
@@ -614,9 +652,12 @@ def test_the_shared_dense_phase_changes_nothing(digits, dense, whole, name):
 
 def test_methods_that_differ_from_another_in_one_part():
     for name, base, parts in (
-        ("uniform", "gradual", {"allocation"}), ("erk", "gradual", {"allocation"}), ("lamp", "gradual", {"allocation"}),
+        ("uniform", "gradual", {"allocation"}),
+        ("erk", "gradual", {"allocation"}),
+        ("lamp", "gradual", {"allocation"}),
         ("sensitivity", "gradual", {"criterion", "hook"}),
-        ("surgery", "iterative", {"masking", "hook"}), ("biased", "iterative", {"hook"}),
+        ("surgery", "iterative", {"masking", "hook"}),
+        ("biased", "iterative", {"hook"}),
     ):
         pair = METHODS[name], METHODS[base]
         assert {key for key in METHODS[base].fields() if len({str(m.fields()[key]) for m in pair}) > 1} == parts
@@ -685,9 +726,12 @@ def test_what_is_measured_serves_a_next_step():
     for name, mask in keep.items():
         model.get_submodule(name).set_mask(mask)
     there = {f"{name}.weight": mask for name, mask in keep.items()}
-    columns = torch.cat([
-        there.get(name, torch.ones_like(value, dtype=torch.bool)).flatten() for name, value in model.named_parameters()
-    ])
+    columns = torch.cat(
+        [
+            there.get(name, torch.ones_like(value, dtype=torch.bool)).flatten()
+            for name, value in model.named_parameters()
+        ]
+    )
     assert torch.equal(jacobian.within(keep).rows, jacobian.rows[:, columns])
     jacobian.within(keep).compensate(pruned_at_random(model, 0.3, 1), [model])
     assert all(not layer.weight[~keep[name]].any() for name, layer in masked_layers(model).items())
@@ -732,7 +776,9 @@ def test_frozen_parameters_stay_as_they_are():
     keep = pruned_at_random(model, 0.3, 0)
     for changed, names in ((free, ()), (model, frozen)):
         Jacobian(changed, [images], torch.Generator().manual_seed(0), names).compensate(keep, [changed])
-    moved = [{n for n, value in changed.named_parameters() if not torch.equal(value, before[n])} for changed in (free, model)]
+    moved = [
+        {n for n, value in changed.named_parameters() if not torch.equal(value, before[n])} for changed in (free, model)
+    ]
     assert moved == [set(before), set(before) - set(frozen)]
 
 
@@ -774,7 +820,9 @@ def seeking(accuracies, requirement=0.9, **changes):
     """The adaptive method on a tiny model, its trials answered from a list, and what it measured."""
     model = tiny()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    method = replace(METHODS["adaptive"], strategy=AccuracyDriven(AccuracyTolerance(**{"decay": math.inf} | changes), 2))
+    method = replace(
+        METHODS["adaptive"], strategy=AccuracyDriven(AccuracyTolerance(**{"decay": math.inf} | changes), 2)
+    )
     control = PruneControl(model, requirement, method, optimizer=optimizer)
     answers, measured = iter(accuracies), []
 
@@ -797,7 +845,9 @@ def test_adaptive_goes_down_step_by_step_and_undoes_what_costs_too_much():
     control.pruner.restore = lambda snapshot: (tried.append((control.pruner.density, len(measured))), restore(snapshot))
     event = update(20, 0.9)
     assert (event.action, event.density) == ("prune", 1)
-    assert control.pruner.density == pytest.approx(0.25, abs=0.01) and control.best["density"] == pytest.approx(0.5, abs=0.01)
+    assert control.pruner.density == pytest.approx(0.25, abs=0.01) and control.best["density"] == pytest.approx(
+        0.5, abs=0.01
+    )
     # The step that failed once more, measured anew, and at half its size.
     assert [count for _, count in tried] == [2, 4, 4]
     assert [density for density, _ in tried] == pytest.approx([0.125, 0.125, 0.25 * 0.5**0.5], abs=0.01)
@@ -816,7 +866,10 @@ def test_adaptive_tries_half_a_step_where_a_whole_one_fails():
 
 def test_adaptives_density_falls_no_faster_than_its_decay():
     slack = AccuracyTolerance(effort=3.0, decay=4.0)
-    assert slack.lowest_density(100, 150, None) == pytest.approx(math.exp(-1)) and slack.lowest_density(100, 100, None) == 1
+    assert (
+        slack.lowest_density(100, 150, None) == pytest.approx(math.exp(-1))
+        and slack.lowest_density(100, 100, None) == 1
+    )
     assert slack.lowest_density(100, 300, None) == slack.lowest_density(100, 900, None) == pytest.approx(math.exp(-4))
     assert slack.lowest_density(100, 150, 200) == pytest.approx(math.exp(-2))  # a smaller budget shortens the way
     assert AccuracyTolerance(decay=math.inf).lowest_density(100, 101, None) == 0
@@ -832,7 +885,9 @@ def test_adaptives_slack_shrinks_to_nothing_and_its_effort_ends():
     slack = AccuracyTolerance(effort=3.0, depth=0.1, power=1.0)
     assert slack.lowest_accuracy(0.9, 100, 100, None) == pytest.approx(0.87)
     assert slack.lowest_accuracy(0.9, 100, 200, None) == pytest.approx(0.885)
-    assert slack.lowest_accuracy(0.9, 100, 300, None) == slack.lowest_accuracy(0.9, 100, 340, None) == pytest.approx(0.9)
+    assert (
+        slack.lowest_accuracy(0.9, 100, 300, None) == slack.lowest_accuracy(0.9, 100, 340, None) == pytest.approx(0.9)
+    )
     assert slack.lowest_accuracy(0.9, 100, 200, 200) == pytest.approx(0.9)  # a smaller budget ends it before
     assert slack.lowest_accuracy(0.5, 100, 100, None) == pytest.approx(0.45)
     control, update, _ = seeking([0.8, 0.8, 0.8, 0.8, 0.95, 0.8, 0.8, 0.8], depth=0.01, keep=0.5)
@@ -877,10 +932,18 @@ def test_what_adaptive_measures_counts_as_iterations(digits):
     assert order == sorted(order)
 
 
-@pytest.mark.parametrize("wrong", [
-    {"keep": 0.0}, {"keep": 1.0}, {"effort": 1.0}, {"effort": math.inf}, {"depth": -0.1}, {"power": math.nan}, {"decay": 0.0},
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"keep": 0.0},
+        {"keep": 1.0},
+        {"effort": 1.0},
+        {"effort": math.inf},
+        {"depth": -0.1},
+        {"power": math.nan},
+        {"decay": 0.0},
+    ],
+)
 def test_a_slack_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AccuracyTolerance(**wrong)
-

@@ -66,10 +66,20 @@ def test_input_shape_implies_one_channel():
 
 def test_names_and_order():
     assert list(dict(lenet(LENET).named_children())) == [
-        "conv1", "pool1", "relu1", "conv2", "pool2", "relu2", "flatten",
-        "fc1", "relu3", "fc2", "relu4", "fc3"]
-    assert list(dict(lenet(DENSE).named_children())) == [
-        "flatten", "fc1", "relu1", "fc2", "relu2", "fc3"]
+        "conv1",
+        "pool1",
+        "relu1",
+        "conv2",
+        "pool2",
+        "relu2",
+        "flatten",
+        "fc1",
+        "relu3",
+        "fc2",
+        "relu4",
+        "fc3",
+    ]
+    assert list(dict(lenet(DENSE).named_children())) == ["flatten", "fc1", "relu1", "fc2", "relu2", "fc3"]
 
 
 def test_third_convolution_is_not_pooled():
@@ -102,38 +112,41 @@ def test_layers_need_no_model():
     assert layers("3x224x224-99999c7-9999c9-99999-10")[0].output_positions == 218 * 218
 
 
-@pytest.mark.parametrize(("notation", "faulty", "place", "expected"), [
-    ("", "", 0, "input's size"),
-    ("28-10", "28", 0, "input's size"),
-    ("1x2x3x4-10", "1x2x3x4", 0, "input's size"),
-    ("0x28-10", "0x28", 0, "input's size"),
-    ("28X28-10", "28X28", 0, "input's size"),
-    (" 28x28-10", " 28x28", 0, "input's size"),
-    ("28x28", "", 5, "output layer"),
-    ("28x28-6c5", "", 9, "output layer"),
-    ("28x28-10-", "", 9, "expected a layer"),
-    ("28x28--10", "", 6, "expected a layer"),
-    ("28x28-0c5-10", "0c5", 6, "1 or more"),
-    ("28x28-6c0-10", "6c0", 6, "1 or more"),
-    ("28x28-6c5-0", "0", 10, "1 or more"),
-    ("28x28-6c-10", "6c", 6, "expected a layer"),
-    ("28x28-6c5 -10", "6c5 ", 6, "no spaces"),
-    ("28x28-10\n", "10\n", 6, "no spaces"),
-    ("28x28-6.5-10", "6.5", 6, "expected a layer"),
-    ("28x28-120-6c5-10", "6c5", 10, "convolutions come before"),
-    ("28x28-6c29-10", "6c29", 6, "29x29, the feature map that arrives 28x28"),
-    ("28x28-6c5-16c5-30c5-10", "30c5", 15, "5x5, the feature map that arrives 4x4"),
-    ("28x28-6c28-10", "6c28", 6, "pooling after it: 1x1"),
-    ("28x28-6c5-16c12-10", "16c12", 10, "pooling after it: 1x1"),
-    ("9x28-6c5-16c5-10", "16c5", 9, "5x5, the feature map that arrives 2x12"),
-])
+@pytest.mark.parametrize(
+    ("notation", "faulty", "place", "expected"),
+    [
+        ("", "", 0, "input's size"),
+        ("28-10", "28", 0, "input's size"),
+        ("1x2x3x4-10", "1x2x3x4", 0, "input's size"),
+        ("0x28-10", "0x28", 0, "input's size"),
+        ("28X28-10", "28X28", 0, "input's size"),
+        (" 28x28-10", " 28x28", 0, "input's size"),
+        ("28x28", "", 5, "output layer"),
+        ("28x28-6c5", "", 9, "output layer"),
+        ("28x28-10-", "", 9, "expected a layer"),
+        ("28x28--10", "", 6, "expected a layer"),
+        ("28x28-0c5-10", "0c5", 6, "1 or more"),
+        ("28x28-6c0-10", "6c0", 6, "1 or more"),
+        ("28x28-6c5-0", "0", 10, "1 or more"),
+        ("28x28-6c-10", "6c", 6, "expected a layer"),
+        ("28x28-6c5 -10", "6c5 ", 6, "no spaces"),
+        ("28x28-10\n", "10\n", 6, "no spaces"),
+        ("28x28-6.5-10", "6.5", 6, "expected a layer"),
+        ("28x28-120-6c5-10", "6c5", 10, "convolutions come before"),
+        ("28x28-6c29-10", "6c29", 6, "29x29, the feature map that arrives 28x28"),
+        ("28x28-6c5-16c5-30c5-10", "30c5", 15, "5x5, the feature map that arrives 4x4"),
+        ("28x28-6c28-10", "6c28", 6, "pooling after it: 1x1"),
+        ("28x28-6c5-16c12-10", "16c12", 10, "pooling after it: 1x1"),
+        ("9x28-6c5-16c5-10", "16c5", 9, "5x5, the feature map that arrives 2x12"),
+    ],
+)
 def test_a_fault_shows_its_place(notation, faulty, place, expected):
     with pytest.raises(ValueError) as caught:
         lenet(notation)
     _, shown, caret, reason = str(caught.value).split("\n")
     assert shown == "  " + notation.replace("\n", " ")
     assert caret == "  " + " " * place + "^" * max(1, len(faulty))
-    assert notation[place:place + len(faulty)] == faulty
+    assert notation[place : place + len(faulty)] == faulty
     assert expected in reason
 
 

@@ -87,7 +87,7 @@ def clear(found: torch.Tensor) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def real():
-    """A LeNet of 5 % of its synapses, trained for seconds on MNIST (or the digits); with test data and logits."""
+    """A LeNet of 5 % of its synapses, trained for seconds on MNIST or the digits; test data, logits."""
     torch.set_num_threads(1)
     data = load("mnist" if fingerprint("mnist") else "digits")
     generator = torch.Generator().manual_seed(0)
@@ -261,7 +261,8 @@ def test_c_of_any_network(notation, tmp_path):
         program = compiled(to_c(model, input_shape(notation), quantize), tmp_path / "program", *SANITIZED)
         wanted = logits(model, x)
         sure = clear(wanted)
-        assert sure.mean() > 0.9 and np.array_equal(run_program(program, x)[sure], wanted.argmax(1).numpy()[sure]), (density, quantize)
+        classes = run_program(program, x)
+        assert sure.mean() > 0.9 and np.array_equal(classes[sure], wanted.argmax(1).numpy()[sure]), (density, quantize)
 
 
 def test_the_file_holds_the_significant_synapses_and_says_how_large_its_tables_are():

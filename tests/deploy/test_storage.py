@@ -128,7 +128,8 @@ def test_wrong_requests_say_what_is_wrong():
         encode(lenet(SMALL), "csr", SMALL)
     with pytest.raises(ValueError, match=r"masked\(model\) was not called"):
         encode(lenet(SMALL), "dense32", SMALL)
-    with pytest.raises(ValueError, match=rf"conv2.weight: {pruned(LENET).conv2.significant} distinct weights.*share_weights"):
+    distinct = pruned(LENET).conv2.significant
+    with pytest.raises(ValueError, match=rf"conv2.weight: {distinct} distinct weights.*share_weights"):
         encode(pruned(LENET), "codebook", LENET)
 
 

@@ -8,7 +8,8 @@ from tiny import ROOT, published
 
 from pruning.__main__ import main
 from pruning.analysis.claims import markdown
-from pruning.analysis.tables import frame, readme, titles
+from pruning.analysis.readme import readme
+from pruning.analysis.tables import frame, titles
 from pruning.files import DamagedFile
 from pruning.methods import METHODS
 from pruning.study.records import folder
@@ -71,14 +72,17 @@ def test_the_readme_holds_what_the_committed_records_give(monkeypatch):
     assert readme(text, parts[0], METHODS, *parts[1:]) == text, "run 'make readme'"
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["run", "nothing"], "no study 'nothing'"),
-    (["run", "digits", "--benchmark", "imagenet"], "benchmark 'imagenet' is not in the study 'digits'"),
-    (["run", "digits", "--seeds", "[3"], "seeds must be a list"),
-    (["run", "digits", "--methods", "[magic]"], "no method 'magic'"),
-    (["run", "digits", "--requirements", "[1.5]"], "less than 1"),
-    (["run", "digits", "--device", "abacus"], "no device 'abacus'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nothing"], "no study 'nothing'"),
+        (["run", "digits", "--benchmark", "imagenet"], "benchmark 'imagenet' is not in the study 'digits'"),
+        (["run", "digits", "--seeds", "[3"], "seeds must be a list"),
+        (["run", "digits", "--methods", "[magic]"], "no method 'magic'"),
+        (["run", "digits", "--requirements", "[1.5]"], "less than 1"),
+        (["run", "digits", "--device", "abacus"], "no device 'abacus'"),
+    ],
+)
 def test_a_wrong_command_is_one_line(arguments, message, capsys):
     assert main(arguments) == 1
     found = capsys.readouterr()
@@ -96,7 +100,11 @@ def test_a_folder_that_cannot_be_written_is_one_line(results, capsys):
 @pytest.mark.slow
 def test_the_module_is_a_command():
     answer = subprocess.run(
-        [sys.executable, "-m", "pruning", "status", "nothing"], cwd=ROOT, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "pruning", "status", "nothing"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert answer.returncode == 1 and answer.stdout == ""
     assert answer.stderr.startswith("error: no study 'nothing'") and "Traceback" not in answer.stderr
@@ -106,7 +114,10 @@ def test_the_module_is_a_command():
 def test_help_lists_every_verb_and_loads_no_torch():
     answer = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "pruning", "--help"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for verb in ("list", "run", "status", "table", "readme", "fresh", "tradeoff", "savings", "deploy", "report"):
         assert f"\n    {verb} " in answer.stdout

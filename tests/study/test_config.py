@@ -30,8 +30,8 @@ def test_a_key_follows_from_the_parameters_alone():
     run = run_of()
     assert run.key == run_of().key == run.model_copy(update={"study": "other"}).key
     changed = [
-        run.model_copy(update={name: value}) for name, value in
-        (("benchmark", "digits-3c"), ("requirement", 0.51), ("method", "gradual"), ("seed", 1))
+        run.model_copy(update={name: value})
+        for name, value in (("benchmark", "digits-3c"), ("requirement", 0.51), ("method", "gradual"), ("seed", 1))
     ] + [run_of(**{name: value}) for name, value in (("batch", 33), ("patience", 5), ("budget", 81), ("ramp", 41))]
     assert len({one.key for one in [run, *changed]}) == 1 + len(changed)
     dense = {one.dense_key for one in changed}
@@ -49,10 +49,15 @@ def test_a_curves_key_follows_from_its_plan_where_it_is_used():
     assert curve.dense_key == whole.dense_key, "both train the same at first"
 
 
-@pytest.mark.parametrize("change", [
-    {"criterion": METHODS["movement"].criterion}, {"allocation": METHODS["erk"].allocation},
-    {"strategy": Rounds(GeometricSchedule(0.79))}, {"hook": METHODS["rigl"].hook},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"criterion": METHODS["movement"].criterion},
+        {"allocation": METHODS["erk"].allocation},
+        {"strategy": Rounds(GeometricSchedule(0.79))},
+        {"hook": METHODS["rigl"].hook},
+    ],
+)
 def test_a_method_that_became_another_one_has_other_keys(monkeypatch, change):
     before = [make(method).key for make in (run_of, curve_of) for method in ("random", "gradual")]
     monkeypatch.setattr(config, "METHODS", METHODS | {"random": dataclasses.replace(METHODS["random"], **change)})

@@ -144,7 +144,7 @@ def test_truncated_prepared_copy_is_made_again(cache, share):
     load("digits")
     copy = cache / "digits.npz"
     whole = copy.read_bytes()
-    copy.write_bytes(whole[:int(share * len(whole))])
+    copy.write_bytes(whole[: int(share * len(whole))])
     assert load("digits").fingerprint.startswith(DIGITS)
     assert len(copy.read_bytes()) == len(whole)
 
@@ -194,6 +194,7 @@ def test_split_is_drawn_by_class_and_without_overlap():
 @pytest.fixture(scope="module")
 def loaded():
     """Name to dataset, from the prepared copy alone; once each."""
+
     @functools.cache
     def from_copy(name):
         fingerprint(name)  # makes the prepared copy
@@ -213,11 +214,15 @@ def test_mnist(loaded):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [
-    "digits", pytest.param("mnist", marks=with_mnist), pytest.param("cifar10", marks=with_zip)])
+@pytest.mark.parametrize(
+    "name", ["digits", pytest.param("mnist", marks=with_mnist), pytest.param("cifar10", marks=with_zip)]
+)
 def test_of_the_prepared_copy_the_header_alone_tells_the_fingerprint(loaded, monkeypatch, name):
     data = loaded(name)
-    for name_of_reader in ("read", "_fingerprint"):  # CIFAR-10's images take seconds to decode, their digest half a second
+    for name_of_reader in (
+        "read",
+        "_fingerprint",
+    ):  # CIFAR-10's images take seconds to decode, their digest half a second
         monkeypatch.setattr(datasets, name_of_reader, lambda *given: pytest.fail("pixels were read"))
     assert fingerprint(name) == data.fingerprint
 
@@ -364,8 +369,7 @@ def test_tree_of_png(tmp_path):
     tree = sprout(tmp_path, train=3, test=2)
     (tree / "train/cat/._0.png").write_text("what an operating system leaves behind")
     images, labels, jpeg = pictures(tree, train=3, test=2)
-    assert labels.tolist() == [n for n in range(10) for _ in range(3)] + [
-        n for n in range(10) for _ in range(2)]
+    assert labels.tolist() == [n for n in range(10) for _ in range(3)] + [n for n in range(10) for _ in range(2)]
     assert images.shape == (50, 3, 32, 32) and images.dtype == np.uint8
     assert (images == 20 * labels[:, None, None, None]).all()
     assert not jpeg
@@ -379,11 +383,14 @@ def test_colours_and_position_of_pixels_are_kept(tmp_path):
     assert np.array_equal(images[9].transpose(1, 2, 0), pixels)
 
 
-@pytest.mark.parametrize(("damaged", "reason"), [
-    (lambda: grey("ship", size=(1, 1)), "1 x 1 pixels"),
-    (lambda: grey("ship")[:-30], "truncated"),
-    (lambda: b"", "cannot identify"),
-])
+@pytest.mark.parametrize(
+    ("damaged", "reason"),
+    [
+        (lambda: grey("ship", size=(1, 1)), "1 x 1 pixels"),
+        (lambda: grey("ship")[:-30], "truncated"),
+        (lambda: b"", "cannot identify"),
+    ],
+)
 def test_image_that_cannot_be_used_is_named(tmp_path, damaged, reason):
     tree = sprout(tmp_path)
     (tree / "test/ship/0.png").write_bytes(damaged())
@@ -478,8 +485,7 @@ def test_checksums_are_torchvisions():
     from pruning.study._torchvision import datasets as published
 
     batches = published.CIFAR10.train_list + published.CIFAR10.test_list
-    assert [(f"cifar-10-batches-py/{file}", md5) for file, md5 in batches] == list(
-        KINDS["cifar10"].originals)
+    assert [(f"cifar-10-batches-py/{file}", md5) for file, md5 in batches] == list(KINDS["cifar10"].originals)
     names = [name.removesuffix(".gz") for name, _ in published.MNIST.resources]
     assert {f"MNIST/raw/{name}" for name in names} == {file for file, _ in KINDS["mnist"].originals}
 

@@ -78,17 +78,21 @@ def test_a_network_of_a_density(part):
     assert {name: layer.synapses for name, layer in found.items()} == {
         layer.name: max(round(part * layer.synapses), 1) for layer in layers(NETWORK)
     }
-    assert {name: layer.connections for name, layer in found.items()} == {l.name: l.synapses for l in layers(NETWORK)}
+    connections = {name: layer.connections for name, layer in found.items()}
+    assert connections == {layer.name: layer.synapses for layer in layers(NETWORK)}
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10) and density(model) == 1
     # Layers draw from hash functions of their own.
     assert not torch.equal(found["fc1"].index.flatten()[:100], found["fc2"].index.flatten()[:100])
 
 
-@pytest.mark.parametrize(("make", "said"), [
-    (lambda: hashed(nn.Linear(2, 2), 0), r"density must lie in \(0, 1\], got 0"),
-    (lambda: HashedLinear(2, 2, weights=5), "weights must be from 1 to the 4 connections, got 5"),
-    (lambda: HashedLinear(2, 2, weights=0), "got 0"),
-])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: hashed(nn.Linear(2, 2), 0), r"density must lie in \(0, 1\], got 0"),
+        (lambda: HashedLinear(2, 2, weights=5), "weights must be from 1 to the 4 connections, got 5"),
+        (lambda: HashedLinear(2, 2, weights=0), "got 0"),
+    ],
+)
 def test_bad_parameters(make, said):
     with pytest.raises(ValueError, match=said):
         make()
@@ -101,7 +105,14 @@ def rungs():
     torch.set_num_threads(1)
     digits, lasts = datasets.load("digits"), []
     whole = ladder(
-        NETWORK, digits, RECIPE, 0.4, 0, patience=4, budget=400, **HASHED_FIELDS,
+        NETWORK,
+        digits,
+        RECIPE,
+        0.4,
+        0,
+        patience=4,
+        budget=400,
+        **HASHED_FIELDS,
         progress=lambda event, training: event.finished and lasts.append((training, event)),
     )
     torch.set_num_threads(before)
@@ -110,7 +121,7 @@ def rungs():
 
 @pytest.mark.slow
 def test_a_ladder_counts_every_iteration(rungs):
-    digits, whole, lasts = rungs
+    _, whole, lasts = rungs
     total = sum(layer.synapses for layer in layers(NETWORK))
     met = [event.accuracy >= 0.4 for _, event in lasts]
     assert all(met[:-1]) and len(lasts) > 3 and whole.start == lasts[0][1].iteration

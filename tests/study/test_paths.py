@@ -53,11 +53,14 @@ def test_outside_a_project_the_error_says_what_to_do(tmp_path, monkeypatch):
     assert records.folder("report") == tmp_path / "results" / "report"
 
 
-@pytest.mark.parametrize(("system", "variable", "usual"), [
-    ("linux", "XDG_CACHE_HOME", ".cache"),
-    ("darwin", None, "Library/Caches"),
-    ("win32", "LOCALAPPDATA", "AppData/Local"),
-])
+@pytest.mark.parametrize(
+    ("system", "variable", "usual"),
+    [
+        ("linux", "XDG_CACHE_HOME", ".cache"),
+        ("darwin", None, "Library/Caches"),
+        ("win32", "LOCALAPPDATA", "AppData/Local"),
+    ],
+)
 def test_caches_lie_in_the_users_cache_folder(system, variable, usual, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setenv("HOME", str(tmp_path))

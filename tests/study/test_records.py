@@ -42,7 +42,7 @@ def study(results, tmp_path):
 
 def made(run, **changes):
     """A record such as ``run`` leaves, of made-up numbers."""
-    result = {name: None for name in tables.COLUMNS[6:]} | {"test_accuracy": 0.1 + 0.2, "density": 0.5, "reached": True}
+    result = dict.fromkeys(tables.COLUMNS[6:]) | {"test_accuracy": 0.1 + 0.2, "density": 0.5, "reached": True}
     head = {"key": run.key, "fingerprint": fingerprint(run.dataset), "run": run.description, "data": "Digits"}
     return head | {"result": result} | changes
 
@@ -102,7 +102,11 @@ def test_only_current_records_of_its_runs_are_a_studys(study):
     written([run_of(requirement=0.6)])
     assert recorded(study) == records[3:] and current(study.runs[1]) is None
     assert [outdated(run) for run in study.runs[:4]] == [
-        "of other parameters or data", "of other parameters or data", "damaged", "of other parameters or data"]
+        "of other parameters or data",
+        "of other parameters or data",
+        "damaged",
+        "of other parameters or data",
+    ]
     publish(study, lambda text: None)
     assert recorded(study) == records[3:]
     shutil.rmtree(folder("tiny"))

@@ -39,7 +39,8 @@ def test_a_record_holds_what_it_must(tiny):
     assert result["validation_accuracy"] >= 0.5 and 0.3 < result["test_accuracy"] <= 1
     assert sum(layer["significant"] for layer in record["layers"]) == result["significant"]
     assert {"pruning", "revision", "python", "torch", "torchvision", "numpy", "device", "threads"} <= set(
-        record["environment"])
+        record["environment"]
+    )
     assert record["environment"]["threads"] == 1 and record["seconds"] > 0
     assert len(record["fingerprint"]) == 64 and record["key"] == run.key
     assert run.record_path.stat().st_size < 10_000
@@ -49,7 +50,8 @@ def test_a_record_holds_what_it_must(tiny):
     model.load_state_dict(state["state"])
     assert density(model) == result["density"]
     assert {layer["name"]: layer["significant"] for layer in record["layers"]} == {
-        name: layer.significant for name, layer in masked_layers(model).items()}
+        name: layer.significant for name, layer in masked_layers(model).items()
+    }
 
 
 def test_a_record_that_is_gone_is_made_again_alone(tiny):
@@ -106,10 +108,15 @@ def other_data(path):
     write_record(path, read_record(path) | {"fingerprint": "0" * 64})
 
 
-@pytest.mark.parametrize(("harm", "reason"), [
-    (truncate, "damaged"), (alter, "damaged"),
-    (foreign, "of other parameters or data"), (other_data, "of other parameters or data"),
-])
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (truncate, "damaged"),
+        (alter, "damaged"),
+        (foreign, "of other parameters or data"),
+        (other_data, "of other parameters or data"),
+    ],
+)
 def test_a_record_that_cannot_be_used_is_set_aside_and_made_again(tiny, harm, reason):
     run = tiny.runs[1]
     expected = numbers(read_record(run.record_path))
@@ -125,6 +132,7 @@ def test_a_record_that_cannot_be_used_is_set_aside_and_made_again(tiny, harm, re
 
 def stopped(run, iteration):
     """Leave the checkpoint of the evaluation before ``iteration``."""
+
     def progress(event, training):
         if event.iteration == iteration:
             raise Stop
@@ -148,10 +156,15 @@ def of_another_program(path):
     path.write_bytes(b"PK\x03\x04")
 
 
-@pytest.mark.parametrize(("harm", "reason"), [
-    (truncate, "is truncated or altered: its checksum does not fit"), (flip_a_bit, "is truncated or altered"),
-    (of_another_run, "belongs to another run"), (of_another_program, "is not a state file of this program"),
-])
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (truncate, "is truncated or altered: its checksum does not fit"),
+        (flip_a_bit, "is truncated or altered"),
+        (of_another_run, "belongs to another run"),
+        (of_another_program, "is not a state file of this program"),
+    ],
+)
 def test_a_state_that_cannot_be_used_is_set_aside_and_training_starts_again(tiny, harm, reason):
     run = tiny.runs[1]
     expected = numbers(read_record(run.record_path))
@@ -232,7 +245,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tiny, full, room):
     before = stamps(folder("tiny") / "work", "*.json")
     full(room)  # too little for a checkpoint; with 0 not even the lock can be written
     try:
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError, match="File too large") as caught:
             carry_out(run, every=0)
     finally:
         full(None)
@@ -280,7 +293,8 @@ def test_two_processes_at_work_on_one_run(tiny, results):
     result = record["result"]
     assert said == (
         f"1/1 {run.name}: density {result['density']:.4f}, test accuracy {result['test_accuracy']:.4f}, "
-        f"{result['iterations']} iterations\n")
+        f"{result['iterations']} iterations\n"
+    )
     assert made == (run.record_path.stat().st_mtime_ns, run.place("models", ".model").stat().st_mtime_ns)
     with locked(run.place("work", ".lock"), waiting=pytest.fail):
         pass

@@ -21,7 +21,6 @@ seeds: [0]
 settings: {batch: 32, warmup: 20, averaging: 0.9, interval: 20, patience: 4, budget: 80, ramp: 40}
 """
 TRADEOFF = """
-kind: tradeoff
 title: Tiny
 benchmarks: {digits-2c: {settings: {batch: 32, warmup: 20, averaging: 0.9}}}
 methods: [unpruned, iterative, gradual, oneshot, random, small]
@@ -66,44 +65,66 @@ def test_a_benchmarks_study_is_the_largest_that_has_it_and_the_reports_method():
     assert find("mnist-2c", "methods").name == "methods"
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    (("title: Tiny", "titel: Tiny"),
-     ["titel: unknown key; known are kind, title, benchmarks, methods, seeds, settings", "title: the key is missing"]),
-    (("title: Tiny", ""), ["title: the key is missing"]),
-    (("title: Tiny", "title: 3"), ["title: Input should be a valid string (got 3)"]),
-    (("title: Tiny", "title: a\ntitle: b"), ["not valid YAML", "the key 'title' stands twice"]),
-    (("requirements: [0.5]", "requirement: [0.5]"),
-     ["benchmarks.digits-2c.requirement: unknown key; known are settings, requirements"]),
-    (("requirements: [0.5]", "requirements: [0]"), ["benchmarks.digits-2c.requirements.0", "greater than 0 (got 0)"]),
-    (("requirements: [0.5]", "requirements: [1]"), ["requirements.0", "less than 1 (got 1)"]),
-    (("requirements: [0.5]", "requirements: [0.5, 1.5]"), ["requirements.1", "less than 1 (got 1.5)"]),
-    (("requirements: [0.5]", "requirements: ['0.5']"), ["requirements.0", "valid number (got '0.5')"]),
-    (("requirements: [0.5]", "requirements: 0.5"), ["benchmarks.digits-2c.requirements", "valid list (got 0.5)"]),
-    (("requirements: [0.5]", "requirements: []"), ["benchmarks.digits-2c.requirements", "at least 1 item"]),
-    (("requirements: [0.5]", "requirements: [0.5, 0.50]"), ["benchmarks.digits-2c.requirements lists something twice"]),
-    (("requirements: [0.5]", "requirements: [0.5]\n    settings: {flop: true}"),
-     ["benchmarks.digits-2c.settings.flop: unknown key; known are batch, learning_rate"]),
-    (("requirements: [0.5]", "requirements: [0.5]\n    settings: 3"), ["benchmarks.digits-2c.settings", "(got 3)"]),
-    (("digits-2c", "digits-9c"), ["benchmarks: no benchmark 'digits-9c'; known are digits-2c, digits-3c, mnist-2c"]),
-    (("digits-2c:", "digits-2c: {requirements: [0.6]}\n  digits-2c:"), ["the key 'digits-2c' stands twice"]),
-    (("[unpruned, random]", "[unpruned, randon]"), ["methods: no method 'randon'; known are unpruned, iterative"]),
-    (("[unpruned, random]", "[random, random]"), ["methods lists something twice: ['random', 'random']"]),
-    (("[unpruned, random]", "[]"), ["methods", "at least 1 item"]),
-    (("seeds: [0]", "seeds: []"), ["seeds", "at least 1 item"]),
-    (("seeds: [0]", "seeds: [0, 1, 0]"), ["seeds lists something twice: [0, 1, 0]"]),
-    (("seeds: [0]", "seeds: [-1]"), ["seeds.0", "greater than or equal to 0 (got -1)"]),
-    (("seeds: [0]", "seeds: [true]"), ["seeds.0", "valid integer (got True)"]),
-    (("seeds: [0]", "seeds: [0.5]"), ["seeds.0", "valid integer"]),
-    (("batch: 32", "bacth: 32"), ["settings.bacth: unknown key; known are batch, learning_rate"]),
-    (("batch: 32", "batch: '32'"), ["settings.batch", "valid integer (got '32')"]),
-    (("batch: 32", "batch: 0"), ["settings.batch", "greater than or equal to 1 (got 0)"]),
-    (("batch: 32", "batch: 32, batch: 64"), ["the key 'batch' stands twice"]),
-    (("batch: 32", "1: 32"), ["settings.1", "string"]),
-    (("batch: 32", "[1]: 32"), ["not valid YAML"]),
-    (("seeds: [0]", "seeds: [0"), ["not valid YAML", "line 8"]),
-    ((YAML, "- title"), ["a study is a mapping with the keys kind, title, benchmarks, methods, seeds, settings"]),
-    ((YAML, ""), ["a study is a mapping"]),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            ("title: Tiny", "titel: Tiny"),
+            [
+                "titel: unknown key; known are title, plan, benchmarks, methods, seeds, settings",
+                "title: the key is missing",
+            ],
+        ),
+        (("title: Tiny", ""), ["title: the key is missing"]),
+        (("title: Tiny", "title: 3"), ["title: Input should be a valid string (got 3)"]),
+        (("title: Tiny", "title: a\ntitle: b"), ["not valid YAML", "the key 'title' stands twice"]),
+        (
+            ("requirements: [0.5]", "requirement: [0.5]"),
+            ["benchmarks.digits-2c.requirement: unknown key; known are requirements, settings"],
+        ),
+        (
+            ("requirements: [0.5]", "requirements: [0]"),
+            ["benchmarks.digits-2c.requirements.0", "greater than 0 (got 0)"],
+        ),
+        (("requirements: [0.5]", "requirements: [1]"), ["requirements.0", "less than 1 (got 1)"]),
+        (("requirements: [0.5]", "requirements: [0.5, 1.5]"), ["requirements.1", "less than 1 (got 1.5)"]),
+        (("requirements: [0.5]", "requirements: ['0.5']"), ["requirements.0", "valid number (got '0.5')"]),
+        (("requirements: [0.5]", "requirements: 0.5"), ["benchmarks.digits-2c.requirements", "valid list (got 0.5)"]),
+        (("requirements: [0.5]", "settings: {}"), ["benchmarks.digits-2c.requirements: the key is missing"]),
+        (("requirements: [0.5]", "requirements: []"), ["benchmarks.digits-2c.requirements", "at least 1 item"]),
+        (
+            ("requirements: [0.5]", "requirements: [0.5, 0.50]"),
+            ["benchmarks.digits-2c.requirements lists something twice"],
+        ),
+        (
+            ("requirements: [0.5]", "requirements: [0.5]\n    settings: {flop: true}"),
+            ["benchmarks.digits-2c.settings.flop: unknown key; known are batch, learning_rate"],
+        ),
+        (("requirements: [0.5]", "requirements: [0.5]\n    settings: 3"), ["benchmarks.digits-2c.settings", "(got 3)"]),
+        (
+            ("digits-2c", "digits-9c"),
+            ["benchmarks: no benchmark 'digits-9c'; known are digits-2c, digits-3c, mnist-2c"],
+        ),
+        (("digits-2c:", "digits-2c: {requirements: [0.6]}\n  digits-2c:"), ["the key 'digits-2c' stands twice"]),
+        (("[unpruned, random]", "[unpruned, randon]"), ["methods: no method 'randon'; known are unpruned, iterative"]),
+        (("[unpruned, random]", "[random, random]"), ["methods lists something twice: ['random', 'random']"]),
+        (("[unpruned, random]", "[]"), ["methods", "at least 1 item"]),
+        (("seeds: [0]", "seeds: []"), ["seeds", "at least 1 item"]),
+        (("seeds: [0]", "seeds: [0, 1, 0]"), ["seeds lists something twice: [0, 1, 0]"]),
+        (("seeds: [0]", "seeds: [-1]"), ["seeds.0", "greater than or equal to 0 (got -1)"]),
+        (("seeds: [0]", "seeds: [true]"), ["seeds.0", "valid integer (got True)"]),
+        (("seeds: [0]", "seeds: [0.5]"), ["seeds.0", "valid integer"]),
+        (("batch: 32", "bacth: 32"), ["settings.bacth: unknown key; known are batch, learning_rate"]),
+        (("batch: 32", "batch: '32'"), ["settings.batch", "valid integer (got '32')"]),
+        (("batch: 32", "batch: 0"), ["settings.batch", "greater than or equal to 1 (got 0)"]),
+        (("batch: 32", "batch: 32, batch: 64"), ["the key 'batch' stands twice"]),
+        (("batch: 32", "1: 32"), ["settings.1", "string"]),
+        (("batch: 32", "[1]: 32"), ["not valid YAML"]),
+        (("seeds: [0]", "seeds: [0"), ["not valid YAML", "line 8"]),
+        ((YAML, "- title"), ["a study is a mapping with the keys title, plan, benchmarks, methods, seeds, settings"]),
+        ((YAML, ""), ["a study is a mapping"]),
+    ],
+)
 def test_a_study_file_is_checked_strictly(file, change, said):
     assert change[0] in YAML
     file.write_text(YAML.replace(*change))
@@ -141,22 +162,28 @@ def test_runs_are_selected_by_lists_and_their_text():
     assert all(run.settings == digits.settings["digits-2c"] for run in chosen)
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    ({"benchmark": "mnist-2c"}, "benchmark 'mnist-2c' is not in the study 'digits', which has digits-2c, digits-3c"),
-    ({"seeds": "[]"}, "seeds must be a list of one or more ints, such as -y 'seeds: [...]'; got []"),
-    ({"seeds": []}, "seeds must be a list"),
-    ({"seeds": "[3"}, "got '[3'"),
-    ({"seeds": "[a]"}, "got ['a']"),
-    ({"seeds": [True]}, "got [True]"),
-    ({"seeds": [0.5]}, "got [0.5]"),
-    ({"seeds": [-1]}, "seed: Input should be greater than or equal to 0 (got -1)"),
-    ({"methods": "guessing"}, "method: no method 'guessing'; known are unpruned, iterative"),
-    ({"methods": [3]}, "methods must be a list"),
-    ({"requirements": [0]}, "requirement: Input should be greater than 0 (got 0.0)"),
-    ({"requirements": "[1]"}, "less than 1 (got 1.0)"),
-    ({"requirements": [1.5]}, "less than 1 (got 1.5)"),
-    ({"requirements": ["high"]}, "requirements must be a list of one or more floats"),
-])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"benchmark": "mnist-2c"},
+            "benchmark 'mnist-2c' is not in the study 'digits', which has digits-2c, digits-3c",
+        ),
+        ({"seeds": "[]"}, "seeds must be a list of one or more ints, such as -y 'seeds: [...]'; got []"),
+        ({"seeds": []}, "seeds must be a list"),
+        ({"seeds": "[3"}, "got '[3'"),
+        ({"seeds": "[a]"}, "got ['a']"),
+        ({"seeds": [True]}, "got [True]"),
+        ({"seeds": [0.5]}, "got [0.5]"),
+        ({"seeds": [-1]}, "seed: Input should be greater than or equal to 0 (got -1)"),
+        ({"methods": "guessing"}, "method: no method 'guessing'; known are unpruned, iterative"),
+        ({"methods": [3]}, "methods must be a list"),
+        ({"requirements": [0]}, "requirement: Input should be greater than 0 (got 0.0)"),
+        ({"requirements": "[1]"}, "less than 1 (got 1.0)"),
+        ({"requirements": [1.5]}, "less than 1 (got 1.5)"),
+        ({"requirements": ["high"]}, "requirements must be a list of one or more floats"),
+    ],
+)
 def test_a_wrong_selection(given, said):
     with pytest.raises(StudyError) as caught:
         load("digits").select(**given)
@@ -174,25 +201,27 @@ def test_the_committed_study_of_tradeoffs():
         study.select(requirements=[0.9])
 
 
-@pytest.mark.parametrize(("old", "new", "said"), [
-    ("title: Tiny", "titel: Tiny", "titel: unknown key; known are kind, title"),
-    ("kind: tradeoff", "kind: other", "kind: Input should be 'requirement' or 'tradeoff' (got 'other')"),
-    ("digits-2c", "digits-9c", "no benchmark 'digits-9c'; known are digits-2c"),
-    ("settings: {batch", "{batch", "not valid YAML"),
-    ("batch: 32", "patience: 3", "benchmarks.digits-2c.settings.patience: unknown key; known are batch"),
-    ("batch: 32", "batch: 0", "benchmarks.digits-2c.settings.batch"),
-    ("{digits-2c: {", "{digits-2c: {requirements: [0.9], ", "digits-2c.requirements: unknown key; known are settings"),
-    ("small]", "tiny]", "no method 'tiny'; known are unpruned, iterative"),
-    ("small]", "random]", "methods lists something twice"),
-    ("[2, 8]", "[8, 2]", "plan.ratios: must rise"),
-    ("[2, 8]", "[1, 2]", "plan.ratios.0"),
-    ("[0.5, 0.1]", "[1.5]", "plan.densities.0"),
-    ("stage: 24", "stage: 5", "has no room for 3 rounds"),
-    ("dense: 60", "dense: many", "plan.dense"),
-    ("dense: 60", "dense: 60, dense: 70", "the key 'dense' stands twice"),
-    ("plan: ", "plan: 3  # ", "plan: Input should be a valid dictionary"),
-    ("seeds: [0]", "seeds: [0, 0]", "seeds lists something twice"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("title: Tiny", "titel: Tiny", "titel: unknown key; known are title, plan"),
+        ("digits-2c", "digits-9c", "no benchmark 'digits-9c'; known are digits-2c"),
+        ("settings: {batch", "{batch", "not valid YAML"),
+        ("batch: 32", "patience: 3", "benchmarks.digits-2c.settings.patience: unknown key; known are batch"),
+        ("batch: 32", "batch: 0", "benchmarks.digits-2c.settings.batch"),
+        ("{digits-2c: {", "{digits-2c: {requirements: [0.9], ", "requirements: unknown key in a study with a plan"),
+        ("small]", "tiny]", "no method 'tiny'; known are unpruned, iterative"),
+        ("small]", "random]", "methods lists something twice"),
+        ("[2, 8]", "[8, 2]", "plan.ratios: must rise"),
+        ("[2, 8]", "[1, 2]", "plan.ratios.0"),
+        ("[0.5, 0.1]", "[1.5]", "plan.densities.0"),
+        ("stage: 24", "stage: 5", "has no room for 3 rounds"),
+        ("dense: 60", "dense: many", "plan.dense"),
+        ("dense: 60", "dense: 60, dense: 70", "the key 'dense' stands twice"),
+        ("plan: ", "plan: 3  # ", "plan: Input should be a valid dictionary"),
+        ("seeds: [0]", "seeds: [0, 0]", "seeds lists something twice"),
+    ],
+)
 def test_a_wrong_study_of_tradeoffs_is_one_error_that_names_the_key(tmp_path, old, new, said):
     assert old in TRADEOFF
     (tmp_path / "wrong.yaml").write_text(TRADEOFF.replace(old, new))

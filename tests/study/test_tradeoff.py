@@ -27,7 +27,6 @@ from pruning.study.training import generator, prepare
 pytestmark = pytest.mark.arithmetic
 
 YAML = """
-kind: tradeoff
 title: Tiny
 benchmarks: {digits-2c: {settings: {batch: 32, warmup: 20, averaging: 0.9}}}
 methods: [unpruned, iterative, gradual, oneshot, random, small]
@@ -151,7 +150,7 @@ def test_the_verb_trains_what_is_missing_and_writes_the_tables(tiny, tmp_path, c
     capsys.readouterr()
     assert main(["tradeoff", file]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:-2]] == [f"{n}/7 {one.name}" for n, one in enumerate(tiny.runs, start=1)]
+    assert [line.split(":")[0] for line in lines[:-2]] == [f"{n}/7 {one.name}" for n, one in enumerate(tiny.runs, 1)]
     assert lines[-2:] == [f"{folder('tiny') / name}.csv: 7 of 7 runs" for name in ("tradeoff", "sensitivity")]
 
 

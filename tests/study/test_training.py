@@ -27,7 +27,13 @@ pytestmark = pytest.mark.arithmetic
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = Settings(
-    batch=32, warmup=20, averaging=0.9, interval=20, patience=4, budget=180, ramp=80,
+    batch=32,
+    warmup=20,
+    averaging=0.9,
+    interval=20,
+    patience=4,
+    budget=180,
+    ramp=80,
 )  # seed 0 on the validation images: an accuracy of about 0.22 at iteration 20, 0.68 at 40, 0.8 at 100
 NETWORK = "28x28-6c5-16c5-120-84-10"
 OWN = ("seconds", "environment")  # what a record says of its making, not of its numbers
@@ -154,7 +160,9 @@ def test_images_are_shifted_with_black_at_the_borders(digits):
         images, labels = next(stream)
         for image, label in zip(images, labels.tolist(), strict=True):
             places = [
-                (y, x) for y in range(2 * shift + 1) for x in range(2 * shift + 1)
+                (y, x)
+                for y in range(2 * shift + 1)
+                for x in range(2 * shift + 1)
                 if torch.equal(image, edged[label, :, y : y + 28, x : x + 28])
             ]
             assert len(places) == 1

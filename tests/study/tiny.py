@@ -48,6 +48,7 @@ def published():
 
 def untrained(run, **given):
     """The run's record, which must be there and current."""
+
     def progress(event, training):
         pytest.fail(f"{run.name} was trained again")
 

@@ -1,12 +1,13 @@
 """The figures: records or their table in, a matplotlib figure out.
 
-    figure = significant_synapses(frame(records), titles(records))
-    save(figure, folder("report"), "figure-4-significant-synapses")
+    >>> figure = cycle()
+    >>> figure.get_label()
+    'The cycle: train, prune below the thresholds, retrain, and again while the requirement is met.'
 
 A method has one colour, one marker and one hatch in every figure, so that it is recognized without
 colour too. Points and bars are means over seeds; error bars span from the smallest to the largest
-seed. The same records give the same bytes. Axes are drawn with matplotlib, not with seaborn's
-categorical plots: those can neither mark single runs as hollow nor leave out what was not reached.
+seed. The same records give the same bytes. Most axes are drawn with matplotlib, not with seaborn's
+categorical plots: those can neither make single points hollow nor count what was not reached.
 """
 
 from pruning.analysis.figures.claims import claim

@@ -1,7 +1,4 @@
-"""The figure of a claim: every part with its seeds, their mean, and what it is compared with.
-
-figure = claim(claims(frame(records))[0], titles(records))
-"""
+"""The figure of a claim: every part with its seeds, their mean, and what it is compared with."""
 
 from __future__ import annotations
 

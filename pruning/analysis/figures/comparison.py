@@ -1,12 +1,10 @@
-"""The figure of the comparison: training effort against significant synapses, and the Pareto front.
-
-figure = frontier(rivals(frame(records)), titles(records))
-"""
+"""The figure of the comparison: training effort against significant synapses, and the Pareto front."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -16,7 +14,7 @@ from pruning.analysis.comparison import METHOD, front
 from pruning.analysis.figures.panels import caption, hollow, legend, log_axis, percents, span, times
 from pruning.analysis.figures.style import INK, benchmarks, look, ordered, percent, styled, title
 
-FRONT = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 2))}
+FRONT: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 2))}
 
 
 @styled
@@ -38,7 +36,7 @@ def frontier(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     size = (max(3.4 * columns + 0.5, 8), max(2.6 * rows, 4.4) + 0.22 * -(-len(methods) // ncols) + 0.9)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex="col", sharey="row")
-    efforts = [[] for _ in range(rows)]
+    efforts: list[list[float]] = [[] for _ in range(rows)]
     for column, (name, part) in zip(grid.T, parts.items()):
         first = rows - len(required[name])  # the highest requirements stand side by side
         for axes in column[:first]:
@@ -67,7 +65,7 @@ def _panel(axes, runs: pd.DataFrame) -> None:
     for method in ordered(means.index[means["effort"].notna()]):
         own, drawn = runs[runs["method"] == method], look(method)
         x, y = means.loc[method]
-        cross = {"color": drawn.color, "linewidth": 1, "alpha": 0.6, "zorder": 2}
+        cross: dict[str, Any] = {"color": drawn.color, "linewidth": 1, "alpha": 0.6, "zorder": 2}
         axes.errorbar(x, y, span(own["effort"]), span(own["density"]), **cross)
         axes.plot(x, y, **drawn.mark(9, own["reached"].all(), mew=1.1, zorder=5 if method == METHOD else 4))
     if len(best):

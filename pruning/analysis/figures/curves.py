@@ -1,7 +1,4 @@
-"""Figures over a whole range of densities: the trade-off with accuracy, and each layer's sensitivity.
-
-figure = tradeoff(frame(records), titles(records))
-"""
+"""Figures over a whole range of densities: the trade-off with accuracy, and each layer's sensitivity."""
 
 from __future__ import annotations
 
@@ -45,15 +42,15 @@ def _panel(axes, part: pd.DataFrame, along: str, methods: list[str]) -> None:
                 axes.axhspan(1 - row.max, 1 - row.min, color=drawn.color, alpha=0.2, linewidth=0)
             continue
         spread = [value["max"] - value["mean"], value["mean"] - value["min"]]
-        drawn = drawn.mark(6, ls="-", capsize=2.5, linewidth=1.4)
-        axes.errorbar(groups[along].mean(), 1 - value["mean"], spread, **drawn)
+        marked = drawn.mark(6, ls="-", capsize=2.5, linewidth=1.4)
+        axes.errorbar(groups[along].mean(), 1 - value["mean"], spread, **marked)
     axes.set_yscale("log")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(times)
     least, most = 0.85 * error[error > 0].min(), min(1.0, 1.1 * error.max())
-    steps = (0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
-    if most / least > 20:
-        steps = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9)
+    steps = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9]
+    if most / least <= 20:
+        steps = sorted([*steps, 0.003, 0.007, 0.015, 0.03, 0.3, 0.4, 0.7])
     ticks(axes.yaxis, [step for step in steps if least <= step <= most], lambda value, _: percents(1 - value))
     axes.set_ylim(most, least)
     label_first(axes, "test accuracy\n(log of the error)")

@@ -1,13 +1,10 @@
-"""The report's drawings: how iterative pruning works (figure 1), how it is implemented (2), the networks (3).
-
-figure = iterative_pruning(record)
-figure = benchmarks_table(frame(records), titles(records))
-"""
+"""The report's drawings: how iterative pruning works (figure 1), how it is implemented (2), the networks (3)."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +18,7 @@ from pruning.analysis.figures.style import FAINT, INK, SOFT, benchmarks, look, s
 from pruning.notation import input_shape, layers
 
 CENTER = {"ha": "center", "va": "center"}
+ARROW = {"arrowstyle": "-|>", "mutation_scale": 14, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 2, "zorder": 3}
 BLUE, ORANGE, GREEN = "#dcebf5", "#fbe3c4", "#d5efe5"
 
 
@@ -47,7 +45,8 @@ def cycle() -> Figure:
 def connections(record: dict) -> Figure:
     """Draw a layer's connections before and after pruning, from the mask in the record (its last linear layer's)."""
     figure = Figure(figsize=(6.8, 5), layout="constrained")
-    _connections(*figure.subplots(1, 2), record)
+    before, after = figure.subplots(1, 2)
+    _connections(before, after, record)
     note(figure, run_title(record))
     return figure
 
@@ -84,8 +83,8 @@ def _connections(before, after, record: dict) -> None:
         weight = float(np.clip(60 / max(len(lines), 1), 0.12, 1))
         drawn = {"linewidths": 0.5 + 0.6 * weight, "alpha": 0.25 + 0.6 * weight}
         axes.add_collection(LineCollection(lines, colors=look(record["run"]["method"]).color, **drawn))
-        for x, places, used, size in ((0, left, keep.any(0), 9), (1, right, keep.any(1), 34)):
-            fill = [INK if on else "white" for on in used]
+        for x, places, used, size in ((0, left, keep.any(axis=0), 9), (1, right, keep.any(axis=1), 34)):
+            fill = np.where(used, INK, "white")
             axes.scatter([x] * len(places), places, s=size, c=fill, edgecolors=INK, linewidths=0.6, zorder=3)
         axes.set(xlim=(-0.12, 1.12), ylim=(-0.03, 1.03))
         axes.axis("off")
@@ -100,8 +99,9 @@ def implementation() -> Figure:
     axes = figure.subplots()
     axes.set(xlim=(0, 21), ylim=(0, 11.4))
     axes.axis("off")
-    back, text = "#b04a00", {"fontsize": 8.5, "va": "center"}
-    head = {"fontsize": 10, "fontweight": "bold", "color": SOFT, "va": "center"}
+    back = "#b04a00"
+    text: dict[str, Any] = {"fontsize": 8.5, "va": "center"}
+    head: dict[str, Any] = {"fontsize": 10, "fontweight": "bold", "color": SOFT, "va": "center"}
     _band(axes, 0.3, 7.1, 20.4, 4.2, "#f7f7f7", FAINT)
     axes.text(0.7, 10.9, "Between training steps, at every evaluation", **head)
     _band(axes, 0.3, 0.1, 20.4, 6.5, "#f7f7f7", FAINT)
@@ -213,6 +213,5 @@ def _box(axes, x: float, y: float, width: float, height: float, head: str, text:
 
 
 def _arrow(axes, start: tuple, end: tuple, bend: float = 0.0, color: str = INK, **kind) -> None:
-    style = {"arrowstyle": "-|>", "mutation_scale": 14, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 2, "zorder": 3}
-    bent = f"arc3,rad={bend}"
-    axes.add_patch(FancyArrowPatch(start, end, connectionstyle=bent, color=color, **style, **kind))
+    style: dict[str, Any] = ARROW | {"connectionstyle": f"arc3,rad={bend}", "color": color}
+    axes.add_patch(FancyArrowPatch(start, end, **style, **kind))

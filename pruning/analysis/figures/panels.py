@@ -1,8 +1,9 @@
 """Parts of figures over many runs: a panel per benchmark, points with their spread, legends, axes.
 
-figure, parts = panels(table, titles, heights=(3.9,))
-for runs, (axes,) in parts:
-    points(axes, 0, runs["density"], runs["reached"], look("iterative"))
+>>> table = pd.DataFrame({"benchmark": ["mnist-2c", "mnist-3c"]})
+>>> figure, parts = panels(table, {}, heights=(3.9,))
+>>> [axes.get_title() for _, (axes,) in parts]
+['mnist-2c, 2 convolutions', 'mnist-3c, 3 convolutions']
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""The report's figures 4 and 5: synapses left, and training effort, per benchmark, requirement and method.
-
-figure = significant_synapses(frame(records), titles(records))
-"""
+"""The report's figures 4 and 5: synapses left, and training effort, per benchmark, requirement and method."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -30,7 +28,7 @@ from pruning.analysis.figures.panels import (
 )  # fmt: skip
 from pruning.analysis.figures.style import INK, REPORTED_LINE, SOFT, Look, look, ordered, percent, styled
 
-UPRIGHT = {"ha": "center", "fontsize": 8, "rotation": 90, "fontweight": "bold"}
+UPRIGHT: dict[str, Any] = {"ha": "center", "fontsize": 8, "rotation": 90, "fontweight": "bold"}
 
 
 @styled
@@ -97,7 +95,7 @@ def training_effort(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         above.yaxis.set_major_formatter("{x:,.0f}")
         label_first(above, "training effort (iterations\nto the delivered model)")
         label_first(below, "ratio to training\nwithout pruning")
-    handles = [(handle(method, bar=True), handle(method)) for method in methods]
+    handles: list[Any] = [(handle(method, bar=True), handle(method)) for method in methods]
     names = [look(method).label for method in methods]
     if not table["reached"].all():
         handles.append(Patch(facecolor="white", edgecolor=SOFT, linestyle="--"))
@@ -110,10 +108,15 @@ def training_effort(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
 
 def _bar(axes, place: float, width: float, runs: pd.DataFrame, drawn: Look) -> None:
     values, count = runs["iterations"], missed(runs)
-    colors = {"facecolor": drawn.color, "edgecolor": "white", "linewidth": 0.6}
+    colors: dict[str, Any] = {"facecolor": drawn.color, "edgecolor": "white", "linewidth": 0.6}
     if count:
         colors = {"facecolor": "white", "edgecolor": drawn.color, "linewidth": 1.2, "linestyle": "--"}
     axes.bar(place, values.mean(), width, hatch=drawn.hatch, **colors)
     axes.errorbar(place, values.mean(), span(values), color=INK, capsize=2.5, linewidth=1.2)
-    place = {"xy": (place, values.max()), "xytext": (0, 4), "textcoords": "offset points", "va": "bottom"}
-    axes.annotate(count, **place, **UPRIGHT)
+    where: dict[str, Any] = {
+        "xy": (place, values.max()),
+        "xytext": (0, 4),
+        "textcoords": "offset points",
+        "va": "bottom",
+    }
+    axes.annotate(count, **where, **UPRIGHT)

@@ -1,9 +1,8 @@
-"""Figures of one run, from its record.
-
-figure = learning_curve(record)
-"""
+"""Figures of one run, from its record."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -33,9 +32,16 @@ def learning_curve(record: dict) -> Figure:
     # A method that prunes before the requirement is met leaves the training without pruning before its end.
     apart = start is not None and (density[at <= start] < 1).any()
     color = look(run["method"]).color
-    circle = {"color": INK, "marker": "o", "linestyle": "", "markerfacecolor": "white", "markersize": 9, "zorder": 4}
-    star = {"color": INK, "marker": "*", "linestyle": "", "markersize": 13, "zorder": 5}
-    dotted = {"color": INK, "linestyle": ":", "linewidth": 1.4, "zorder": 2}
+    circle: dict[str, Any] = {
+        "color": INK,
+        "marker": "o",
+        "linestyle": "",
+        "markerfacecolor": "white",
+        "markersize": 9,
+        "zorder": 4,
+    }
+    star: dict[str, Any] = {"color": INK, "marker": "*", "linestyle": "", "markersize": 13, "zorder": 5}
+    dotted: dict[str, Any] = {"color": INK, "linestyle": ":", "linewidth": 1.4, "zorder": 2}
     figure = Figure(figsize=(8.2, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for axes in (above, below):
@@ -54,8 +60,8 @@ def learning_curve(record: dict) -> Figure:
         label = f"delivered (iteration {end:,}, density {percent(result['density'])})"
         above.plot(end, result["validation_accuracy"], label=label, **star)
     if rounds:
-        ticks = {"color": "#b0b0b0", "markersize": 12, "markeredgewidth": 1.5}
-        above.plot([], [], "|", label=f"pruning ({len(rounds)} rounds shown)", **ticks)
+        few: dict[str, Any] = {"color": "#b0b0b0", "markersize": 12, "markeredgewidth": 1.5}
+        above.plot([], [], "|", label=f"pruning ({len(rounds)} rounds shown)", **few)
     # What matters happens near the requirement: chance level and a collapse at the end are cut off.
     worst = (accuracy if start is None else accuracy[at >= start]).min()
     bottom = max(0.0, requirement - 6 * (1 - requirement), min(worst, requirement - 2 * (1 - requirement)) - 0.01)
@@ -87,7 +93,7 @@ def layer_densities(record: dict) -> Figure:
     # Pruning before the requirement is met is not recorded in rounds: the layers' densities are unknown then.
     begin = {} if early else {0: 1.0}
     times = [*begin, *(step["iteration"] for step in rounds), result["iterations_spent"]]
-    star = {"marker": "*", "linestyle": "", "markersize": 11, "markeredgecolor": INK}
+    star: dict[str, Any] = {"marker": "*", "linestyle": "", "markersize": 11, "markeredgecolor": INK}
     lowest = 1.0
     for part, color, line in zip(parts, shades(len(parts)), dashes(len(parts))):
         # A layer without synapses has no place on a logarithmic axis: half a synapse stands for none.
@@ -95,7 +101,7 @@ def layer_densities(record: dict) -> Figure:
         values = [*begin.values(), *(max(step["densities"][part["name"]], least) for step in rounds)]
         lowest = min(lowest, *values)
         final = part["significant"] / part["synapses"]
-        style = {"color": color, "linestyle": (0, line) if line else "-"}
+        style: dict[str, Any] = {"color": color, "linestyle": (0, line) if line else "-"}
         label = f"{part['name']}: {percent(final)} of {part['synapses']:,}"
         axes.step(times, [*values, values[-1]], where="post", label=label, **style)
         if result["reached"]:

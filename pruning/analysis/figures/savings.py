@@ -1,7 +1,7 @@
 """The figures of memory, energy and deployment, in the style of ``pruning.analysis.figures``.
 
-    stored, energies = savings.tables(study)
-    figure = bytes_by_encoding(stored, titles(records))
+stored, energies = savings.tables(study)
+figure = bytes_by_encoding(stored, titles(records))
 """
 
 from __future__ import annotations
@@ -55,9 +55,17 @@ def bytes_by_encoding(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
                 points(axes, place, runs["bytes"], runs["reached"], look(method))
             least = rows.groupby("method")["bytes"].mean().min()
             if encoding != "dense32":
-                axes.annotate(f"{dense / least:.3g}×", (number, rows["bytes"].min()), xytext=(0, -9),
-                              textcoords="offset points", ha="center", va="top", fontsize=8.5, fontweight="bold",
-                              bbox={"color": "white", "pad": 0.5})
+                axes.annotate(
+                    f"{dense / least:.3g}×",
+                    (number, rows["bytes"].min()),
+                    xytext=(0, -9),
+                    textcoords="offset points",
+                    ha="center",
+                    va="top",
+                    fontsize=8.5,
+                    fontweight="bold",
+                    bbox={"color": "white", "pad": 0.5},
+                )
         axes.axhline(dense / DEEP_COMPRESSION, **REPORTED_LINE)
         axes.set_yscale("log")
         axes.set_ylim(0.45 * part["bytes"].min(), 1.6 * part["bytes"].max())
@@ -71,8 +79,9 @@ def bytes_by_encoding(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         requirement = part["requirement"].iloc[0]
         axes.set_title(f"at {percent(requirement)}", loc="right", fontsize=9, color=SOFT, fontweight="normal")
     handles = [handle(method) for method in methods]
-    handles.append(Line2D([], [], label=f"{DEEP_COMPRESSION}× smaller than dense (Han et al. 2016, LeNet-5)",
-                          **REPORTED_LINE))
+    handles.append(
+        Line2D([], [], label=f"{DEEP_COMPRESSION}× smaller than dense (Han et al. 2016, LeNet-5)", **REPORTED_LINE)
+    )
     if not table["reached"].all():
         handles.append(hollow("hollow: not all runs met the requirement"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
@@ -105,15 +114,25 @@ def energy_split(table: pd.DataFrame, titles: Mapping[str, str], method: str) ->
             axes.text(place, bottom + 0.015 * top, text, ha="center", va="bottom", fontsize=8)
         axes.set_xticks(list(places.values()), [variant for _, variant in places], fontsize=8)
         for i, size in enumerate(sizes):
-            axes.text(3.6 * i + 1, -0.13, f"{size // 1024} KiB on chip", transform=axes.get_xaxis_transform(),
-                      ha="center", va="top", fontsize=9, fontweight="bold")
+            axes.text(
+                3.6 * i + 1,
+                -0.13,
+                f"{size // 1024} KiB on chip",
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                va="top",
+                fontsize=9,
+                fontweight="bold",
+            )
         axes.tick_params(axis="x", length=0)
         axes.set_ylim(0, 1.12 * top)
         label_first(axes, "energy a classification (µJ)")
-        axes.set_title(f"at {percent(part['requirement'].iloc[0])}", loc="right", fontsize=9, color=SOFT,
-                       fontweight="normal")
-    handles = [Patch(facecolor=color, edgecolor="white", hatch=hatch, label=label)
-               for label, color, hatch in PARTS.values()]
+        axes.set_title(
+            f"at {percent(part['requirement'].iloc[0])}", loc="right", fontsize=9, color=SOFT, fontweight="normal"
+        )
+    handles = [
+        Patch(facecolor=color, edgecolor="white", hatch=hatch, label=label) for label, color, hatch in PARTS.values()
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     count = table.groupby("benchmark")["seed"].nunique()
     n = f"{count.min()}" if count.min() == count.max() else f"{count.min()} to {count.max()}"
@@ -135,8 +154,14 @@ def on_chip_memory(curves: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
             rows = part[part["variant"] == variant].sort_values("on_chip_bytes")
             axes.plot(rows["on_chip_bytes"] / 1024, rows["total_nj"] / 1e3, color=color, linestyle=line)
             if len(fits := rows[rows["dram_accesses"] < 0.5]):
-                axes.plot(fits["on_chip_bytes"].iloc[0] / 1024, fits["total_nj"].iloc[0] / 1e3, marker, color=color,
-                          markersize=8, markeredgecolor=INK)
+                axes.plot(
+                    fits["on_chip_bytes"].iloc[0] / 1024,
+                    fits["total_nj"].iloc[0] / 1e3,
+                    marker,
+                    color=color,
+                    markersize=8,
+                    markeredgecolor=INK,
+                )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -145,10 +170,21 @@ def on_chip_memory(curves: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("on-chip memory (KiB)")
         label_first(axes, "energy a classification\n(µJ, log scale)")
-    handles = [Line2D([], [], color=color, marker=marker, linestyle=line, label=variant)
-               for variant, (color, marker, line) in VARIANTS.items()]
-    handles.append(Line2D([], [], color="white", marker="o", markeredgecolor=INK, linestyle="",
-                          label="from here on nothing comes from DRAM"))
+    handles = [
+        Line2D([], [], color=color, marker=marker, linestyle=line, label=variant)
+        for variant, (color, marker, line) in VARIANTS.items()
+    ]
+    handles.append(
+        Line2D(
+            [],
+            [],
+            color="white",
+            marker="o",
+            markeredgecolor=INK,
+            linestyle="",
+            label="from here on nothing comes from DRAM",
+        )
+    )
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
@@ -166,13 +202,17 @@ def classified(images: np.ndarray, labels: Sequence[int], classes: Sequence[int]
     for axes, image, label, answer in zip(grid, images, labels, classes):
         right = label == answer
         axes.imshow(image, cmap="gray_r", interpolation="nearest")
-        axes.set_title(f"{answer}" if right else f"{answer}, not {label}", loc="center", fontsize=11,
-                       color=INK if right else "#b04a00")
+        axes.set_title(
+            f"{answer}" if right else f"{answer}, not {label}",
+            loc="center",
+            fontsize=11,
+            color=INK if right else "#b04a00",
+        )
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
         for spine in axes.spines.values():
             spine.set(visible=True, color=SOFT if right else "#b04a00", linewidth=0.8 if right else 2.5)
-    for axes in grid[len(images):]:
+    for axes in grid[len(images) :]:
         axes.axis("off")
     note(figure, f"above each image: what {by} says")
     return figure

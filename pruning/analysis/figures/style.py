@@ -1,7 +1,7 @@
 """What all figures share: each method's look, the names of benchmarks, rendering to the same bytes.
 
-figure = significant_synapses(frame(records), titles(records))
-save(figure, folder("report"), "figure-4-significant-synapses")
+>>> look("rigl").label, title("cifar10-2c", {"cifar10-2c": "CIFAR-10"})
+('RigL', 'CIFAR-10, 2 convolutions')
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -36,7 +37,7 @@ STYLE = {
     "legend.frameon": False, "figure.facecolor": "white", "hatch.linewidth": 0.9,
     "svg.hashsalt": "synapse pruning", "svg.fonttype": "path", "pdf.fonttype": 42,
 }  # fmt: skip
-REPORTED_LINE = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4}
+REPORTED_LINE: dict[str, Any] = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Look:
     hatch: str
     label: str
 
-    def mark(self, size: float, filled: bool = True, **more) -> dict:
+    def mark(self, size: float, filled: bool = True, **more) -> dict[str, Any]:
         """Return how ``Axes.plot`` draws the method's marker, hollow where it is not filled."""
         face = self.color if filled else "white"
         return {"marker": self.marker, "ls": "", "color": self.color, "ms": size, "mfc": face} | more
@@ -153,7 +154,7 @@ def style():
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Make a function draw in this style, lay its figure out and label it with its first docstring line."""
-    shows = draw.__doc__.splitlines()[0].removeprefix("Draw ")
+    shows = (draw.__doc__ or "a figure").splitlines()[0].removeprefix("Draw ")
 
     @functools.wraps(draw)
     def drawn(*args, **kwargs) -> Figure:
@@ -190,7 +191,8 @@ def png(figure: Figure, dpi: int | None = None) -> bytes:
 
 
 def _rendered(figure: Figure, kind: str, dpi: int, metadata: dict) -> bytes:
-    buffer, raw = io.BytesIO(), {"pil_kwargs": {"compress_level": 0}} if kind == "png" else {}
+    buffer = io.BytesIO()
+    raw: dict[str, Any] = {"pil_kwargs": {"compress_level": 0}} if kind == "png" else {}
     with style():
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata, **raw)
     if kind == "png":
