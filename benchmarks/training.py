@@ -251,8 +251,9 @@ def median_seconds(action: Callable[[], object], device: torch.device, rounds: i
 def fresh(code: str) -> float:
     """Processor seconds that a statement takes in a fresh process, the interpreter's own start not counted."""
     script = f"import time; began = time.process_time(); {code}; print(time.process_time() - began)"
-    run = lambda: subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return statistics.median(float(run().stdout.split()[-1]) for _ in range(3))
+    command = [sys.executable, "-c", script]
+    said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
+    return statistics.median(float(text.split()[-1]) for text in said)
 
 
 def side_by_side(seconds: float) -> float:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pruning.control import PruneControl
-    from pruning.masks import MaskedConv2d, MaskedLinear, density, masked, masked_layers, unmasked
+    from pruning.layers import MaskedConv2d, MaskedLinear
+    from pruning.masks import density, masked, masked_layers, unmasked
     from pruning.methods import METHODS, Method
 
 __version__ = "0.1.0"
@@ -30,7 +31,13 @@ __all__ = [
     "masked_layers",
     "unmasked",
 ]
-_MODULES = {"METHODS": "methods", "Method": "methods", "PruneControl": "control"}
+_MODULES = {
+    "MaskedConv2d": "layers",
+    "MaskedLinear": "layers",
+    "METHODS": "methods",
+    "Method": "methods",
+    "PruneControl": "control",
+}
 
 
 def __getattr__(name: str):

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pruning.masks import Synapses
+from pruning.layers import Synapses
 
 Layers = Mapping[str, Synapses]
 Scores = Mapping[str, Tensor]

@@ -32,7 +32,8 @@ from dataclasses import asdict, dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from pruning.masks import Synapses, verify
+from pruning.layers import Synapses
+from pruning.masks import verify
 from pruning.methods import METHODS, Method
 from pruning.pruner import Pruner
 from pruning.strategies import GOING_ON, Decision, Evaluation, Feedback

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pruning.masks import Synapses
+from pruning.layers import Synapses
 
 
 def magnitude(layer: Synapses, generator: torch.Generator | None = None) -> Tensor:

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.files import cache_folder, write_whole
-from pruning.masks import MaskedConv2d
+from pruning.layers import MaskedConv2d
 
 # Of more connections between feature maps than so many, PyTorch's dense convolutions are the faster ones. Measured at
 # 384, 864, 1536 and 3456 connections of 5 x 5 (AMD EPYC, Zen 4): 1.2, 1.2, 0.9 and 0.9 times PyTorch's speed with 16

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.masks import Masked
+from pruning.layers import Masked
 from pruning.methods import METHODS
 from pruning.notation import lenet
 from pruning.study.config import Recipe
@@ -47,7 +47,7 @@ class _Hashed(Masked, nn.Module):
         self.register_buffer("index", torch.randint(weights, shape, generator=source), persistent=False)
         self.register_buffer("sign", torch.randint(2, shape, generator=source) * 2.0 - 1, persistent=False)
         bound = 1 / math.sqrt(math.prod(shape[1:]))  # PyTorch's own for the virtual weight
-        self.weight = nn.Parameter(torch.empty(weights).uniform_(-bound, bound, generator=source))
+        self.register_parameter("weight", nn.Parameter(torch.empty(weights).uniform_(-bound, bound, generator=source)))
         self.register_buffer("mask", torch.ones(weights, dtype=torch.bool))
 
     def virtual_weight(self) -> Tensor:
@@ -60,7 +60,7 @@ class _Hashed(Masked, nn.Module):
         return self.index.numel()
 
 
-class HashedLinear(_Hashed, nn.Linear):  # type: ignore[misc]  # torch's stubs call a weight a tensor
+class HashedLinear(_Hashed, nn.Linear):  # type: ignore[override]  # the weight is a parameter here
     """``nn.Linear`` with ``weights`` shared weights; input [..., in], output [..., out]."""
 
     def __init__(self, in_features: int, out_features: int, weights: int, seed: int = 0, bias: bool = True):
@@ -71,7 +71,7 @@ class HashedLinear(_Hashed, nn.Linear):  # type: ignore[misc]  # torch's stubs c
         return F.linear(input, self.virtual_weight(), self.bias)
 
 
-class HashedConv2d(_Hashed, nn.Conv2d):  # type: ignore[misc]  # the same
+class HashedConv2d(_Hashed, nn.Conv2d):  # type: ignore[override]  # the same
     """``nn.Conv2d`` (stride, padding and groups as given) with ``weights`` shared weights."""
 
     def __init__(self, *args, weights: int, seed: int = 0, **kwargs):

@@ -247,7 +247,7 @@ def test_each_processor_has_its_own_file_in_the_cache(compiled, monkeypatch, tmp
 
 
 def build(folder, compiler, *flags):
-    """The program that the kernel's check compiles to; a skip where the compiler, or what the flags ask of it, is missing."""
+    """The program that the kernel's check compiles to; a skip where the compiler or what the flags ask for is missing."""
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
     (folder / "empty.c").write_text("int main(void) { return 0; }")

@@ -141,7 +141,7 @@ def test_layers_need_no_model():
     ],
 )
 def test_a_fault_shows_its_place(notation, faulty, place, expected):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="not a network") as caught:
         lenet(notation)
     _, shown, caret, reason = str(caught.value).split("\n")
     assert shown == "  " + notation.replace("\n", " ")

@@ -1,0 +1,280 @@
+"""Masked layers: a module's class with masks beside its weights, and zeros where they are off.
+
+A layer becomes masked by a change of its class, so it stays the same object with the same parameters.
+``masks.masked`` does that to a whole model.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    _Module = nn.Module
+else:  # masked layers have a module's class beside this one
+    _Module = object
+
+
+class Synapses:
+    """One weight and its mask: what a masked layer and a ``MaskedWeight`` share.
+
+    ``dense_gradient`` asks for ``dense_grad``, the gradient of the weight with that of pruned synapses, which sums up
+    over backward passes as ``grad`` does until it is set to None. With ``learns_masked`` the parameter goes on
+    learning under the mask: reading the weight then gives a product, and leaves the parameter alone.
+    """
+
+    dense_gradient: bool
+    learns_masked: bool
+
+    if TYPE_CHECKING:  # a masked layer has them as a property and a buffer
+
+        @property
+        def weight(self) -> Tensor: ...
+
+        @property
+        def mask(self) -> Tensor: ...
+
+    @property
+    def place(self) -> tuple[Masked, str]:
+        """The layer, and the name of its parameter."""
+        raise NotImplementedError
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The stored weight."""
+        owner, name = self.place
+        return cast(nn.Parameter, owner._parameters[name])
+
+    def effective_weight(self) -> Tensor:
+        """Return the weight with exact zeros where the mask is off; the same as ``weight``."""
+        owner, name = self.place
+        return owner._read(name)
+
+    @property
+    def dense_grad(self) -> Tensor | None:
+        """The gradient of the weight, pruned synapses included."""
+        owner, name = self.place
+        return owner._dense_grads.get(name)
+
+    @dense_grad.setter
+    def dense_grad(self, gradient: Tensor | None) -> None:
+        owner, name = self.place
+        owner._dense_grads[name] = gradient
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The parameter's ``grad``, zero where pruned; None where the layer took no part in a backward pass."""
+        return self.parameter.grad
+
+    @property
+    def synapses(self) -> int:
+        """Number of prunable weights; biases are not synapses."""
+        return self.parameter.numel()
+
+    @property
+    def significant(self) -> int:
+        """Number of weights that are not pruned (reads the mask: synchronises with the device)."""
+        return int(self.mask.sum())
+
+    @torch.no_grad()
+    def set_mask(self, keep: Tensor) -> None:
+        """Make ``keep`` (bool, shape of the weight) the mask and zero the other weights.
+
+        A weight that comes back starts at zero. Raises ``ValueError`` on another shape or dtype.
+        """
+        weight = self.parameter
+        if keep.shape != weight.shape or keep.dtype != torch.bool:
+            raise ValueError(
+                f"a mask must be bool of shape {tuple(weight.shape)}, got {keep.dtype} of shape {tuple(keep.shape)}"
+            )
+        self.mask.copy_(keep)
+        weight.copy_(torch.where(self.mask, weight, 0))
+
+    def prune(self, keep: Tensor) -> None:
+        """Prune what ``keep`` (bool, shape of the weight) leaves out; what is pruned stays pruned."""
+        self.set_mask(self.mask & keep)
+
+
+class Masked(Synapses, _Module):
+    """What masked layers share: a mask per weight, exact zeros at reading, gradients without pruned synapses."""
+
+    dense_gradient: bool = False
+    learns_masked: bool = False
+    plain: type[nn.Module]
+    _masked: tuple[str, ...] = ("weight",)
+
+    @property
+    def place(self) -> tuple[Masked, str]:
+        """The layer itself, and the name of its only masked parameter."""
+        return self, "weight"
+
+    def _mask_of(self, name: str) -> Tensor | None:
+        owner, name = self.__dict__.get("_tied", {}).get(name, (self, name))
+        return owner._buffers.get(mask_name(name))
+
+    def _read(self, name: str) -> Tensor:
+        weight, mask = self._parameters.get(name), self._mask_of(name)
+        if weight is None:
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        if mask is None:  # while the layer is being made
+            return weight
+        if self.learns_masked or not isinstance(weight, nn.Parameter) or torch.compiler.is_compiling():
+            return self._product(weight, mask)
+        if torch.jit.is_tracing():
+            return weight * mask
+        try:
+            weight.data.mul_(mask)  # not seen by autograd, which has no use for values at pruned synapses
+        except RuntimeError:  # within a transform of torch.func
+            return self._product(weight, mask)
+        self._watch(name)
+        return weight
+
+    def __getattr__(self, name: str):
+        for own, (owner, theirs) in self.__dict__.get("_tied", {}).items():
+            if name == mask_name(own):
+                return owner._mask_of(theirs)
+        return super().__getattr__(name)
+
+    def _product(self, weight: Tensor, mask: Tensor) -> Tensor:
+        product = weight * mask
+        # All of the gradient reaches the parameter's hook, which keeps what is asked for.
+        return weight + (product - weight).detach() if self.dense_gradient else product
+
+    def _watch(self, name: str) -> None:
+        """See to it that the gradient of the weight passes the mask."""
+        weight, watched = cast(nn.Parameter, self._parameters[name]), self.__dict__.setdefault("_watched", {})
+        if not weight.requires_grad or name in self.__dict__.get("_tied", {}):
+            return
+        if name not in watched or watched[name][0] is not weight:
+            watched[name] = weight, weight.register_hook(functools.partial(self._mask_gradient, name))
+
+    def _mask_gradient(self, name: str, gradient: Tensor) -> Tensor:
+        if self.dense_gradient:
+            latest, before = gradient.detach(), self._dense_grads.get(name)
+            self._dense_grads[name] = latest if before is None else before + latest
+        return gradient * cast(Tensor, self._mask_of(name))
+
+    @property
+    def _dense_grads(self) -> dict[str, Tensor | None]:
+        return self.__dict__.setdefault("_dense", {})
+
+    def _begin(self, name: str, mask: Tensor | None = None) -> None:
+        weight = cast(nn.Parameter, self._parameters[name])
+        mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(torch.bool)
+        self.register_buffer(mask_name(name), mask)
+        self._watch(name)
+
+    def __getstate__(self) -> dict:
+        state = cast(dict, super().__getstate__())
+        return {key: value for key, value in state.items() if key not in ("_watched", "_dense")}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        for name in self._masked:
+            self._watch(name)
+
+    def extra_repr(self) -> str:
+        synapses = sum(cast(nn.Parameter, self._parameters[name]).numel() for name in self._masked)
+        return ", ".join(text for text in (super().extra_repr(), f"synapses={synapses}") if text)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        for name in self._masked:
+            self._read(name)  # zeros where pruned, for whoever loads the weight alone
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # A plain layer's state has no mask: its weights arrive with nothing pruned.
+        for name in self._masked:
+            weight, key = state_dict.get(prefix + name), prefix + mask_name(name)
+            if weight is not None and key not in state_dict and mask_name(name) in self._buffers:
+                state_dict[key] = torch.ones_like(weight, dtype=torch.bool)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        for name in self._masked:
+            self._watch(name)
+
+    def forward(self, *args, **kwargs):
+        for name in self._masked:  # for layers that keep their weights in a list of their own, as recurrent ones do
+            self._read(name)
+        return super().forward(*args, **kwargs)
+
+
+class MaskedWeight(Synapses):
+    """One weight of a layer that has several, such as an LSTM."""
+
+    def __init__(self, owner: Masked, name: str):
+        self.owner, self.name = owner, name
+
+    @property
+    def place(self) -> tuple[Masked, str]:
+        """The layer, and the name of its parameter."""
+        return self.owner, self.name
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, zero where the mask is off."""
+        return self.owner._read(self.name)
+
+    @property
+    def mask(self) -> Tensor:
+        """The mask, bool in the weight's shape."""
+        return cast(Tensor, self.owner._mask_of(self.name))
+
+    @property
+    def dense_gradient(self) -> bool:
+        """Whether the gradient of pruned synapses is asked for."""
+        return self.owner.dense_gradient
+
+    @dense_gradient.setter
+    def dense_gradient(self, asked: bool) -> None:
+        self.owner.dense_gradient = asked
+
+    @property
+    def learns_masked(self) -> bool:
+        """Whether the parameter goes on learning under the mask."""
+        return self.owner.learns_masked
+
+    @learns_masked.setter
+    def learns_masked(self, asked: bool) -> None:
+        self.owner.learns_masked = asked
+
+
+def mask_name(name: str) -> str:
+    """Name the buffer that holds a parameter's mask."""
+    return "mask" if name == "weight" else f"{name}_mask"
+
+
+_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[Masked]] = {}
+
+
+def masked_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[Masked]:
+    """Find the masked class of a plain one, or make it; layers of the same kind share it."""
+    if (plain, names) not in _CLASSES:
+        _CLASSES[plain, names] = _make_class(plain, names)
+    return _CLASSES[plain, names]
+
+
+def _make_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[Masked]:
+
+    def begin(self, *args, **kwargs):
+        plain.__init__(self, *args, **kwargs)
+        for name in names:
+            self._begin(name)
+
+    def reduce(self, protocol):
+        return _unpickled, (plain, names), self.__getstate__()
+
+    read = {name: property(functools.partial(lambda name, self: self._read(name), name)) for name in names}
+    own = {"_masked": names, "plain": plain, "__init__": begin, "__reduce_ex__": reduce, "__module__": __name__}
+    return type(f"Masked{plain.__name__}", (Masked, plain), own | read)
+
+
+def _unpickled(plain: type[nn.Module], names: tuple[str, ...]) -> Masked:
+    cls = masked_class(plain, names)
+    return cls.__new__(cls)
+
+
+MaskedLinear = masked_class(nn.Linear, ("weight",))
+MaskedConv2d = masked_class(nn.Conv2d, ("weight",))
