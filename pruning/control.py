@@ -109,12 +109,10 @@ class PruneControl:
             paces=paces,
             seed=seed,
         )
-        self.phase = "train"
-        self.missed = 0
+        self.phase, self.missed, self.observed = "train", 0, False
         self.start: int | None = None
         self.best: dict | None = None
         self.events: list[Event] = []
-        self.observed = False
         if self.strategy.checkpoint == 0:
             self.pruner.remember("early")
 
@@ -225,8 +223,7 @@ class PruneControl:
     def delivered(self) -> nn.Module:
         """Copy the sparsest model that met the requirement; where none did, the model as it is, with a warning."""
         if self.best is None:
-            text = f"no model met the requirement of {self.requirement:g}: the model is delivered as it is"
-            warnings.warn(text, stacklevel=2)
+            warnings.warn(f"no model met {self.requirement:g}: the model is delivered as it is", stacklevel=2)
         return self.pruner.deliver(self.best["model"] if self.best else None)
 
     def state_dict(self) -> dict:

@@ -142,7 +142,7 @@ class Pruner:
 
     @torch.no_grad()
     def set_mask(self, name: str, keep: Tensor) -> None:
-        """Make ``keep`` (bool, shape of the weight) a layer's mask; zero what is pruned, unless the hook lets it learn."""
+        """Make ``keep`` (bool, shape of the weight) a layer's mask, and zero the rest unless the hook lets it learn."""
         for layer in (self.layers[name], self.averages.get(name)):
             if layer is not None and self.hook.learns_masked:
                 layer.mask.copy_(keep)
