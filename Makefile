@@ -75,8 +75,10 @@ notebooks: .venv/installed ## execute the notebooks in place, with their own def
 lab: .venv/installed ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
 
+# Notebooks apart: measured for coverage (COVERAGE=--cov), their kernels start too slowly.
 test: .venv/installed ## the tests of the package and of every notebook
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(COVERAGE) tests pruning
+	@$(BIN)/python -m pytest notebooks data/results/report/notebooks
 
 # PyTorch and the compiled convolution as this processor does them, confined to AVX2, to SSE, and without the convolution.
 test-processors: .venv/installed ## the tests that depend on arithmetic, as this and other processors round
