@@ -210,7 +210,13 @@ def outcome(training: Training) -> Outcome:
     best = control.best and {name: control.best[name] for name in ("iteration", "accuracy", "density")}
     dense = control.pruner.checkpoints.get("dense", {}).get("average")
     return Outcome(
-        tuple(control.events), control.start, best, dense, control.delivered(), training.iteration, training.seconds
+        tuple(control.events),
+        control.start,
+        best,
+        dense,
+        control.delivered() if control.reached else control.pruner.deliver(None),
+        training.iteration,
+        training.seconds,
     )
 
 
