@@ -122,14 +122,14 @@ class Masked(Synapses, _Module):
         if mask is None:  # while the layer is being made
             return weight
         if self.learns_masked or not isinstance(weight, nn.Parameter) or torch.compiler.is_compiling():
-            return self._product(weight, mask)
+            return self._product(name, weight, mask)
         if torch.jit.is_tracing():
             return weight * mask
         try:
             # As bytes, which are read four times as fast. Autograd does not see it: pruned values are of no use to it.
             weight.data.mul_(mask.view(torch.uint8))
         except RuntimeError:  # within a transform of torch.func
-            return self._product(weight, mask)
+            return self._product(name, weight, mask)
         self._watch(name)
         return weight
 
@@ -139,10 +139,23 @@ class Masked(Synapses, _Module):
                 return owner._mask_of(theirs)
         return super().__getattr__(name)
 
-    def _product(self, weight: Tensor, mask: Tensor) -> Tensor:
-        product = weight * mask
+    def _product(self, name: str, weight: Tensor, mask: Tensor) -> Tensor:
+        # Of one channel, both memory layouts look alike, and a product falls back to the default one; ``where`` keeps
+        # channels-last, with which the convolution rounds as with the parameter itself.
+        last = weight.dim() == 4 and weight.shape[1] == 1 and weight.stride(1) == 1
+        product = torch.where(mask, weight, 0) if last else weight * mask
+        if not self.dense_gradient:
+            return product
+        if self.learns_masked:
+            if product.requires_grad:
+                product.register_hook(functools.partial(self._accumulate_grad, name))
+            return product
         # All of the gradient reaches the parameter's hook, which keeps what is asked for.
-        return weight + (product - weight).detach() if self.dense_gradient else product
+        return weight + (product - weight).detach()
+
+    def _accumulate_grad(self, name: str, gradient: Tensor) -> None:
+        latest, before = gradient.detach(), self._dense_grads.get(name)
+        self._dense_grads[name] = latest if before is None else before + latest
 
     def _watch(self, name: str) -> None:
         """See to it that the gradient of the weight passes the mask."""
@@ -153,9 +166,8 @@ class Masked(Synapses, _Module):
             watched[name] = weight, weight.register_hook(functools.partial(self._mask_gradient, name))
 
     def _mask_gradient(self, name: str, gradient: Tensor) -> Tensor:
-        if self.dense_gradient:
-            latest, before = gradient.detach(), self._dense_grads.get(name)
-            self._dense_grads[name] = latest if before is None else before + latest
+        if self.dense_gradient and not self.learns_masked:
+            self._accumulate_grad(name, gradient)
         return gradient * cast(Tensor, self._mask_of(name)).view(torch.uint8)
 
     @property
