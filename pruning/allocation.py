@@ -10,7 +10,9 @@
     50
 
 An allocation takes the layers, their scores and one amount per layer: the density to keep, but for ``std_threshold``,
-which takes a quality factor. A synapse stays when its score is above its layer's threshold.
+which takes a quality factor. A synapse stays when its score is above its layer's threshold. Where several score just
+the threshold, as in a layer that starts at zero, so many of them stay that what is asked for is what is kept: layers
+share them in proportion, none is emptied by it, and within a layer a fixed order decides.
 """
 
 from __future__ import annotations
@@ -26,25 +28,38 @@ from pruning.layers import Synapses
 Layers = Mapping[str, Synapses]
 Scores = Mapping[str, Tensor]
 Amounts = Mapping[str, float]
-Thresholds = dict[str, float]
+Thresholds = Mapping[str, float]
+
+
+class Threshold(float):
+    """The score above which synapses stay, and how many stay of those that have just this score: ``equals``."""
+
+    equals: int
+
+    def __new__(cls, value: float, equals: int = 0) -> Threshold:
+        """Make a threshold; ``equals`` is 0 or more."""
+        threshold = super().__new__(cls, value)
+        threshold.equals = equals
+        return threshold
 
 
 def std_threshold(layers: Layers, scores: Scores, amounts: Amounts) -> Thresholds:
     """Multiply the standard deviation of each layer's weights by a quality factor (Han et al. 2015).
 
     ``amounts`` are the quality factors. The deviation is that of the weights still
-    there, so the threshold follows a layer whose small weights have gone.
+    there, so the threshold follows a layer whose small weights have gone. Weights that are all equal stay.
     """
     thresholds = {}
     for name, layer in layers.items():
         weights = layer.weight.detach()[layer.mask]
-        thresholds[name] = amounts[name] * float(weights.std(correction=0)) if weights.numel() else math.inf
+        deviation = float(weights.std(correction=0)) if weights.numel() else math.inf
+        thresholds[name] = Threshold(amounts[name] * deviation, 0 if deviation else weights.numel())
     return thresholds
 
 
 def uniform(layers: Layers, scores: Scores, amounts: Amounts) -> Thresholds:
     """Keep in every layer the fraction ``amounts`` of its synapses, those with the best scores."""
-    return {name: _threshold(_unpruned(layers[name], scores[name]), amounts[name]) for name in layers}
+    return _each(layers, scores, amounts)
 
 
 def global_threshold(layers: Layers, scores: Scores, amounts: Amounts) -> Thresholds:
@@ -52,15 +67,20 @@ def global_threshold(layers: Layers, scores: Scores, amounts: Amounts) -> Thresh
 
     Where layers have amounts of their own, the mean over all synapses counts.
     """
-    together = torch.cat([_unpruned(layers[name], scores[name]).flatten() for name in layers])
-    return dict.fromkeys(layers, _threshold(together, _overall(layers, amounts)))
+    present = {name: _unpruned(layers[name], scores[name]).flatten() for name in layers}
+    together = torch.cat([*present.values()])
+    bound = _threshold(together, _count(_overall(layers, amounts), together.numel()))
+    if not bound.equals:
+        return dict.fromkeys(layers, bound)
+    kept = _shared(present, bound, bound.equals)
+    return {name: _threshold(values, kept[name]) for name, values in present.items()}
 
 
 def erk(layers: Layers, scores: Scores, amounts: Amounts) -> Thresholds:
     """Keep in each layer its Erdős–Rényi-kernel density, together the fraction ``amounts``; see ``erk_densities``."""
     shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
     densities = erk_densities(shapes, _overall(layers, amounts))
-    return {name: _threshold(_unpruned(layers[name], scores[name]), densities[name]) for name in layers}
+    return _each(layers, scores, densities)
 
 
 def erk_densities(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
@@ -91,18 +111,11 @@ def lamp(layers: Layers, scores: Scores, amounts: Amounts) -> Thresholds:
     """
     ranked = {name: scores[name][layer.mask].sort().values for name, layer in layers.items() if layer.mask.any()}
     lamps = {name: lamp_scores(values) for name, values in ranked.items()}
-    synapses = sum(layer.synapses for layer in layers.values())
-    kept = max(round(_overall(layers, amounts) * synapses), len(ranked))
     together = torch.cat([*lamps.values()])
-    thresholds = dict.fromkeys(layers, -math.inf)
-    if kept >= len(together):
-        return thresholds
-    bound = together.kthvalue(len(together) - kept).values
-    for name, values in ranked.items():
-        pruned = values[(lamps[name] <= bound) & (values < values[-1])]
-        if len(pruned):
-            thresholds[name] = float(pruned[-1])
-    return thresholds
+    bound = _threshold(together, max(_count(_overall(layers, amounts), _synapses(layers)), len(ranked)))
+    kept = _shared(lamps, bound, bound.equals)
+    none = dict.fromkeys(layers, Threshold(-math.inf))
+    return none | {name: _threshold(values, max(kept[name], 1)) for name, values in ranked.items()}
 
 
 def lamp_scores(values: Tensor) -> Tensor:
@@ -112,8 +125,17 @@ def lamp_scores(values: Tensor) -> Tensor:
 
 
 def above_threshold(layer: Synapses, scores: Tensor, threshold: float) -> Tensor:
-    """Keep what scores above the threshold; what is pruned stays pruned."""
-    return layer.mask & (scores > threshold)
+    """Keep what scores above the threshold, and its ``equals``; what is pruned stays pruned."""
+    keep = layer.mask & (scores > threshold)
+    equals = threshold.equals if isinstance(threshold, Threshold) else 0
+    if equals:
+        places = (layer.mask & (scores == threshold)).flatten().nonzero().flatten()
+        # Multiples of the golden ratio, modulo 1, spread what stays over rows and columns (a Weyl sequence).
+        order = (places.double() * 0.6180339887498949).frac().argsort(stable=True)
+        flat = keep.flatten()
+        flat[places[order[:equals]]] = True
+        keep = flat.view(keep.shape)
+    return keep
 
 
 def spliced(layer: Synapses, scores: Tensor, threshold: float) -> Tensor:
@@ -126,16 +148,50 @@ def spliced(layer: Synapses, scores: Tensor, threshold: float) -> Tensor:
     return (layer.mask & (scores >= 0.9 * threshold)) | (scores > 1.1 * threshold)
 
 
+def _synapses(layers: Layers) -> int:
+    return sum(layer.synapses for layer in layers.values())
+
+
 def _overall(layers: Layers, amounts: Amounts) -> float:
-    synapses = {name: layer.synapses for name, layer in layers.items()}
-    return sum(amounts[name] * count for name, count in synapses.items()) / sum(synapses.values())
+    return sum(amounts[name] * layer.synapses for name, layer in layers.items()) / _synapses(layers)
 
 
 def _unpruned(layer: Synapses, scores: Tensor) -> Tensor:
     return torch.where(layer.mask, scores, -math.inf)
 
 
-def _threshold(scores: Tensor, density: float) -> float:
-    """Find the score above which the fraction ``density`` of all synapses, pruned ones counted, stays."""
-    pruned = scores.numel() - max(round(density * scores.numel()), 1)
-    return float(scores.flatten().kthvalue(pruned).values) if pruned > 0 else -math.inf
+def _count(density: float, synapses: int) -> int:
+    """Count the synapses of a density, at least one."""
+    return max(round(density * synapses), 1)
+
+
+def _each(layers: Layers, scores: Scores, densities: Amounts) -> Thresholds:
+    counts = {name: _count(densities[name], layer.synapses) for name, layer in layers.items()}
+    return {name: _threshold(_unpruned(layers[name], scores[name]), counts[name]) for name in layers}
+
+
+def _threshold(scores: Tensor, kept: int) -> Threshold:
+    """Find the score above which the best ``kept`` lie, and how many of those that score just it are of them."""
+    rest = scores.numel() - kept
+    if rest <= 0:
+        return Threshold(-math.inf)
+    bound = float(scores.flatten().kthvalue(rest).values)
+    return Threshold(bound, kept - int((scores > bound).sum()) if bound > -math.inf else 0)
+
+
+def _shared(scores: Scores, bound: float, equals: int) -> dict[str, int]:
+    """Count what each layer keeps above a common bound, with its part of the ``equals`` that score just it.
+
+    Parts are proportional, by the largest remainders; a layer with nothing above the bound gets one first.
+    """
+    above = {name: int((values > bound).sum()) for name, values in scores.items()}
+    alike = {name: int((values == bound).sum()) for name, values in scores.items()}
+    exact = {name: equals * count / max(sum(alike.values()), 1) for name, count in alike.items()}
+    parts = {name: int(part) for name, part in exact.items()}
+    for name in sorted(exact, key=lambda name: parts[name] - exact[name])[: equals - sum(parts.values())]:
+        parts[name] += 1
+    for name in [name for name, count in alike.items() if count and not above[name] + parts[name]]:
+        giver = max(parts, key=lambda other: above[other] + parts[other] if parts[other] else -1)
+        if parts[giver] and above[giver] + parts[giver] > 1:
+            parts[giver], parts[name] = parts[giver] - 1, 1
+    return {name: above[name] + parts[name] for name in scores}

@@ -124,7 +124,7 @@ class Pruner:
         if jacobian is not None:
             jacobian.compensate(masks, {id(model): model for model in (self.model, self.evaluated)}.values())
         self._set_masks(masks)
-        return thresholds
+        return {name: float(threshold) for name, threshold in thresholds.items()}
 
     def apply(self, thresholds: Mapping[str, float]) -> None:
         """Set the masks that follow from one threshold per layer and the scores of this moment."""

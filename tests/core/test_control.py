@@ -2,7 +2,6 @@ import copy
 import io
 import itertools
 import math
-import statistics
 
 import pytest
 import torch
@@ -64,7 +63,7 @@ def linear(*weights):
     return layer
 
 
-# Criteria and allocations
+# Criteria
 
 
 def test_magnitude():
@@ -75,56 +74,6 @@ def test_random_scores_follow_from_the_generator_alone():
     first, again, other = (criteria.random(linear(*range(50)), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert first.shape == (1, 50) and first.min() >= 0 and first.max() < 1
     assert torch.equal(first, again) and not torch.equal(first, other)
-
-
-def test_thresholds_by_deviation_by_hand():
-    # Deviations: of (1, -1, 3, -3) the root of (1 + 1 + 9 + 9) / 4; of (2, 4) one.
-    layers = {"a": linear(1.0, -1.0, 3.0, -3.0), "b": linear(2.0, 4.0)}
-    found = allocation.std_threshold(layers, {}, {"a": 0.5, "b": 3.0})
-    assert found == pytest.approx({"a": 0.5 * math.sqrt(5), "b": 3.0})
-    layers["a"].prune(torch.tensor([[True, False, True, True]]))  # left: 1, 3, -3 of mean 1/3
-    expected = statistics.pstdev([1, 3, -3])
-    assert allocation.std_threshold(layers, {}, {"a": 1, "b": 1})["a"] == pytest.approx(expected)
-    layers["a"].prune(torch.zeros(1, 4, dtype=torch.bool))
-    assert allocation.std_threshold(layers, {}, {"a": 1, "b": 1})["a"] == math.inf
-
-
-def kept(layers, scores, thresholds):
-    return {name: int((scores[name] > thresholds[name]).sum()) for name in layers}
-
-
-@pytest.mark.parametrize(("amount", "count"), [(1, 10), (0.99, 10), (0.5, 5), (0.31, 3), (0.1, 1), (0.01, 1), (0, 1)])
-def test_uniform_keeps_exact_counts(amount, count):
-    layers = {"a": linear(*range(1, 11)), "b": linear(*range(101, 111))}
-    scores = {name: layer.weight.detach().abs() for name, layer in layers.items()}
-    thresholds = allocation.uniform(layers, scores, dict.fromkeys(layers, amount))
-    assert kept(layers, scores, thresholds) == {"a": count, "b": count}
-    assert thresholds["a"] == (10 - count if count < 10 else -math.inf)
-
-
-def test_across_takes_the_best_of_all_layers():
-    layers = {"a": linear(*range(1, 11)), "b": linear(*range(101, 111))}
-    scores = {name: layer.weight.detach().abs() for name, layer in layers.items()}
-    assert allocation.global_threshold(layers, scores, {"a": 0.6, "b": 0.6}) == {"a": 8.0, "b": 8.0}
-    assert kept(layers, scores, allocation.global_threshold(layers, scores, {"a": 0.5, "b": 0.1})) == {"a": 0, "b": 6}
-
-
-def test_densities_count_what_is_pruned_already():
-    layers = {"a": linear(*range(1, 11))}
-    layers["a"].prune(torch.arange(1, 11)[None] > 4)
-    scores = {"a": torch.arange(10, 0, -1.0)[None]}  # the pruned ones score best, and stay out
-    for allocate in (allocation.uniform, allocation.global_threshold):
-        thresholds = allocate(layers, scores, {"a": 0.4})
-        layer = copy.deepcopy(layers["a"])
-        layer.prune(scores["a"] > thresholds["a"])
-        assert layer.significant == 4 and not layer.mask[0, :4].any()
-
-
-def test_ties_at_the_threshold_go_together():
-    layers = {"a": linear(1.0, 2.0, 2.0, 2.0, 3.0)}
-    scores = {"a": layers["a"].weight.detach().abs()}
-    assert kept(layers, scores, allocation.uniform(layers, scores, {"a": 0.6})) == {"a": 1}
-    assert kept(layers, scores, allocation.uniform(layers, scores, {"a": 0.8})) == {"a": 4}
 
 
 # Schedules
