@@ -143,7 +143,11 @@ def counted(model: nn.Module, shape: Shape) -> tuple[Layer, ...]:
     def observe(name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple, given: dict, output) -> None:
             taken = inputs[0] if inputs else next(iter(given.values()))
-            positions[name] = positions.get(name, 0) + _positions(name, module, taken, output)
+            count = _positions(name, module, taken, output)
+            # Attention multiplies by the weights of its last layer itself, without calling it.
+            more = [f"{name}.out_proj".lstrip(".")] if isinstance(module, nn.MultiheadAttention) else []
+            for place in (name, *more):
+                positions[place] = positions.get(place, 0) + count
 
         return hook
 
@@ -168,7 +172,7 @@ def counted(model: nn.Module, shape: Shape) -> tuple[Layer, ...]:
         if path not in positions:
             raise StudyError(f"layer '{name}' takes no part in classifying an image: leave it out of the network")
         kind = "conv" if isinstance(owner, (*CONVOLUTIONS, *TRANSPOSED)) else "linear"
-        biases = 0 if getattr(owner, "bias", None) is None else owner.bias.numel()
+        biases = owner.bias.numel() if isinstance(getattr(owner, "bias", None), Tensor) else 0
         found.append(Layer(name, kind, tuple(layer.parameter.shape), layer.synapses, biases, positions[path]))
     return tuple(found)
 

@@ -219,7 +219,9 @@ def _plain(name: str) -> str:
 
 def _open(data: Data, kind: type, half: str, root: Path, download: bool = False):
     """Open the ``train`` or ``test`` half of one of torchvision's datasets."""
-    takes = inspect.signature(kind).parameters
+    takes: dict[str, inspect.Parameter] = {}
+    for base in reversed(kind.__mro__[:-1]):  # EMNIST hands on to MNIST what it does not name
+        takes |= inspect.signature(base.__init__).parameters  # type: ignore[misc]
     given: dict[str, Any] = {"download": download} if "download" in takes else {}
     if "train" in takes:
         given["train"] = half == "train"

@@ -79,6 +79,7 @@ def summary(run: Run, made_as: Network, dataset: Dataset, outcome: Outcome) -> d
     macs = sum(layer.macs for layer in table)
     best, events = outcome.best, outcome.events
     iterations = best["iteration"] if best else outcome.iterations
+    own = {} if isinstance(made_as, str) else {"input": list(made_as.shape)}
     return {
         "result": {
             "synapses": synapses,
@@ -102,6 +103,7 @@ def summary(run: Run, made_as: Network, dataset: Dataset, outcome: Outcome) -> d
             "training_macs": 3 * macs * run.settings.batch * iterations,
         },
         "layers": parts,
+        **own,
         "trajectory": trajectory(events),
         "rounds": rounds(events),
         "histograms": {

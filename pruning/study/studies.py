@@ -156,11 +156,14 @@ def located(name: str | Path) -> Path:
     """
     if not str(name).endswith((".yaml", ".yml")):
         path = root() / "studies" / f"{name}.yaml"
-    elif not (path := Path(name).expanduser().absolute()).is_file() and (project := find_root()):
-        path = project / path if (project / (path := Path(name).expanduser())).is_file() else path.absolute()
+    else:
+        path = Path(name).expanduser().absolute()
+        if not path.is_file() and (project := find_root()):
+            path = project / Path(name).expanduser()
+    known = names() if find_root() else []
     if not path.is_file():
-        raise StudyError(f"no study '{name}' ({path} is missing); there are {', '.join(names())}")
-    if path.parent != root() / "studies" and path.stem in names():
+        raise StudyError(f"no study '{name}' ({path} is missing); there are {', '.join(known)}")
+    if path.stem in known and path.parent != root() / "studies":
         raise StudyError(f"{path}: the project has a study '{path.stem}' in studies/: give the file another name")
     return path
 
