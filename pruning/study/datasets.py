@@ -35,7 +35,7 @@ from pruning.study.benchmarks import Data
 from pruning.study.readers import draw, fifths, read
 from pruning.study.sources import KINDS, DataError, Source
 
-__all__ = ["KINDS", "PARTS", "DataError", "Dataset", "Split", "fingerprint", "form", "load"]
+__all__ = ["KINDS", "PARTS", "DataError", "Dataset", "Split", "fingerprint", "form", "load", "validation_images"]
 
 FORMAT = 1  # of the prepared copy; raise it when other pixels or splits are made of the same files
 PARTS = ("train", "validation", "test")
@@ -111,6 +111,14 @@ def form(name: str | Data) -> tuple[tuple[int, int, int], int] | None:
     return shape, len(classes)
 
 
+def validation_images(name: str | Data) -> int | None:
+    """Return the number of images in the validation split, None if the data is not at hand; fetch nothing."""
+    if isinstance(name, str):
+        return KINDS[name].drawn * len(KINDS[name].classes)
+    header = _header(name)
+    return header["validation"] if header else None
+
+
 def _header(name: str | Data) -> dict | None:
     source = _find(name)
     content = _read_copy(name, source, pixels=False) or (source and _prepare(name, source))
@@ -168,7 +176,8 @@ def _prepare(name: str | Data, source: Source) -> tuple[dict, dict]:
         test = draw(labels, every, fifths(labels, every, MOST)) if found.test is None else found.test
         rest = np.setdiff1d(every, test)
         validation = draw(labels, rest, fifths(labels, rest, MOST))
-        own = {"shape": list(images.shape[1:]), "classes": [str(label) for label in found.classes]}
+        classes = [str(label) for label in found.classes]
+        own = {"shape": list(images.shape[1:]), "classes": classes, "validation": len(validation)}
     arrays: dict[str, Any] = {}
     for part, indices in zip(PARTS, (np.setdiff1d(rest, validation), validation, test), strict=True):
         arrays[f"{part}_indices"] = indices.astype("<i8")
