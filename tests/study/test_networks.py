@@ -1,5 +1,6 @@
 """Networks of one's own: found beside a study file, counted by running them, trained through the same loop."""
 
+import pickle
 import sys
 from pathlib import Path
 
@@ -261,10 +262,10 @@ def test_a_study_is_found_from_the_current_folder_and_from_the_projects(place, m
     assert load("examples/own-network.yaml").file == ROOT / "examples" / "own-network.yaml"
 
 
-@pytest.mark.slow
-def test_workers_find_the_network_too(place, capfd):
-    runner.run_all(study_of(place, "seeds: [0]", "seeds: [0, 1]").select(methods=["iterative"]), processes=2)
-    assert capfd.readouterr().out.count("small-0.5-iterative-") == 2
+def test_a_run_finds_its_network_in_another_process_too(place):
+    run = study_of(place).runs[0]
+    again = pickle.loads(pickle.dumps(run))  # as a worker gets it
+    assert again == run and again.key == run.key and again.made_of.place == str(place)
 
 
 def test_masks_of_a_network_of_ones_own_belong_to_its_layers(place):
