@@ -17,7 +17,7 @@ SNAKEMAKE = $(BIN)/snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DE
 
 help: ## this text
 	@echo "make study                 the digits study: trains, then renders every figure"
-	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (times: README, 'Run again')"
+	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (times: docs/run-again.md)"
 	@echo "make study STUDY=my/own.yaml   a study file of your own (docs/own-data.md)"
 	@echo "make study FRESH=1         train again what is trained already"
 	@echo
@@ -66,7 +66,7 @@ report: .venv/installed ## put the whole story into one page, build/report.html 
 bench: .venv/installed ## measure training speed side by side (on a quiet machine)
 	@$(BIN)/python -m benchmarks.training --device $(DEVICE)
 
-readme: .venv/installed ## put the tables and claims made from the records into README.md
+readme: .venv/installed ## put the tables and claims made from the records into README.md and docs/results.md
 	@$(BIN)/python -m pruning readme report
 	@$(BIN)/python -m pruning savings readme report
 
