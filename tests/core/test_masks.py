@@ -1,5 +1,4 @@
 import copy
-import importlib
 import io
 import pickle
 
@@ -452,46 +451,6 @@ def test_no_gradient_mode_and_a_frozen_copy():
     cut(frozen)
     with torch.inference_mode():
         assert frozen.eval()(images()).shape == (3, 5)
-
-
-@pytest.mark.slow
-def test_resnet18():
-    importlib.import_module("pruning.study.vision")  # lets torchvision be imported beside a CPU build of torch
-    from torchvision.models import resnet18
-
-    plain = resnet18(num_classes=10)
-    convolutions = sum(isinstance(module, nn.Conv2d) for module in plain.modules())
-    model = masked(plain).to(memory_format=torch.channels_last)
-    layers = masked_layers(model)
-    assert len(layers) == convolutions + 1 == 21
-    optimizer = OPTIMIZERS["sgd"](model.parameters())
-
-    def step():
-        optimizer.zero_grad()
-        x = torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-        F.cross_entropy(model(x), torch.randint(10, (4,))).backward()
-        optimizer.step()
-
-    step()
-    for layer in layers.values():
-        size = layer.weight.abs().flatten()
-        layer.prune(layer.weight.abs() > size.kthvalue(round(0.8 * size.numel())).values)
-    masks = {name: layer.mask.clone() for name, layer in layers.items()}
-    assert density(model) == pytest.approx(0.2, abs=1e-3)
-    for _ in range(3):
-        step()
-    for name, layer in layers.items():
-        assert torch.equal(layer.mask, masks[name])
-        assert not layer.effective_weight()[~masks[name]].any() and not layer.weight.grad[~masks[name]].any()
-    x = torch.randn(2, 3, 32, 32)
-    expected = model.eval()(x)
-    assert expected.isfinite().all()
-    result = unmasked(model)
-    assert type(result.layer1[0].conv1) is nn.Conv2d and torch.equal(result(x), expected)
-    assert all(not result.get_submodule(name).weight[~mask].any() for name, mask in masks.items())
-    fresh = resnet18(num_classes=10)
-    fresh.load_state_dict(saved(result.state_dict()))
-    assert density(masked(fresh, zeros_pruned=True)) == density(masked(result, zeros_pruned=True)) < 0.21
 
 
 class Reads(nn.Module):
