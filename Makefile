@@ -65,7 +65,7 @@ report: .venv/installed ## put the whole story into one page, build/report.html 
 bench: .venv/installed ## measure training speed side by side (on a quiet machine)
 	@$(BIN)/python -m benchmarks.training --device $(DEVICE)
 
-readme: .venv/installed ## put the tables and claims made from the records into README.md
+readme: .venv/installed ## put the tables and claims made from the records into README.md and docs/results.md
 	@$(BIN)/python -m pruning readme report
 	@$(BIN)/python -m pruning savings readme report
 

@@ -156,9 +156,10 @@ def unmasked(model: nn.Module) -> nn.Module:
         for name in module._masked:
             module._buffers.pop(mask_name(name), None)
             module._non_persistent_buffers_set.discard(mask_name(name))
-        for _, hook in module.__dict__.get("_watched", {}).values():
-            hook.remove()
-        for key in ("_watched", "_dense", "_tied", "dense_gradient", "learns_masked"):
+        for watch in module.__dict__.get("_watches", {}).values():
+            if watch.hook:
+                watch.hook.remove()
+        for key in ("_watches", "_dense", "_tied", "dense_gradient", "learns_masked"):
             module.__dict__.pop(key, None)
         object.__setattr__(module, "__class__", module.plain)
     return model

@@ -62,10 +62,7 @@ class Pruner:
                 raise ValueError(f"the pace of '{name}' must be 0 or more, got {pace}")
         self.averages = masked_layers(average) if average is not None else {}
         if average is not None and set(self.averages) != set(self.layers):
-            raise ValueError(
-                "average must be a masked copy of the model, with the same layers: "
-                "of what wraps one, such as AveragedModel, pass .module"
-            )
+            raise ValueError("average must be a masked copy of the model; of what wraps one, pass .module")
         self.model, self.average = model, average
         self.optimizer = Together(optimizer) if isinstance(optimizer, Sequence) else optimizer
         self.criterion, self.allocation, self.masking, self.hook = criterion, allocation, masking, hook or Hook()
@@ -128,7 +125,7 @@ class Pruner:
             raise ValueError(f"the threshold of layer '{bad[0]}' is not a number: its scores hold NaN")
         masks = self._masks(thresholds, scores)
         if jacobian is not None:
-            models = list({id(model): model for model in (self.model, self.evaluated)}.values())
+            models = dict.fromkeys((self.model, self.evaluated))
             jacobian.compensate(masks, models)
             copy_from_first(weight for model in models for weight in model.parameters())
         self._set_masks(masks)
@@ -156,15 +153,8 @@ class Pruner:
                 layer.mask.copy_(keep)
             elif layer is not None:
                 layer.set_mask(keep)
-        if not self.hook.learns_masked:
-            self._clear_momentum(self.layers[name])
-
-    def _clear_momentum(self, layer) -> None:
-        if self.optimizer is None:
-            return
-        for value in self.optimizer.state.get(layer.weight, {}).values():
-            if isinstance(value, Tensor) and value.shape == layer.mask.shape:
-                value.masked_fill_(~layer.mask, 0)
+        if self.optimizer is not None and not self.hook.learns_masked:
+            _clear_momentum(self.optimizer, self.layers[name])
 
     def snapshot(self) -> dict:
         """Copy the states of model, average and optimizer."""
@@ -223,6 +213,12 @@ class Together:
         """Go on from ``state_dict()``."""
         for place, each in enumerate(self.optimizers):
             each.load_state_dict(state[str(place)])
+
+
+def _clear_momentum(optimizer: torch.optim.Optimizer | Together, layer: Synapses) -> None:
+    for value in optimizer.state.get(layer.weight, {}).values():
+        if isinstance(value, Tensor) and value.shape == layer.mask.shape:
+            value.masked_fill_(~layer.mask, 0)
 
 
 def _require_finite(layers: Mapping[str, Synapses]) -> None:

@@ -194,5 +194,7 @@ def test_averages_of_others(name, method):
 
 def test_an_average_that_wraps_the_copy_is_told_what_to_pass():
     model = small()
-    with pytest.raises(ValueError, match=r"same layers: of what wraps one, such as AveragedModel, pass \.module"):
+    with pytest.raises(
+        ValueError, match=r"average must be a masked copy of the model; of what wraps one, pass \.module"
+    ):
         PruneControl(model, 0.5, average=AveragedModel(model))
