@@ -1,0 +1,3 @@
+"""Let torchvision be imported beside a CPU build of torch, before transformers imports it."""
+
+import pruning.study.vision  # noqa: F401
