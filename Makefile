@@ -17,7 +17,7 @@ SNAKEMAKE = $(BIN)/snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DE
 
 help: ## this text
 	@echo "make study                 the digits study: trains, then renders every figure"
-	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (times: README, 'Run again')"
+	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (times: docs/run-again.md)"
 	@echo "make study FRESH=1         train again what is trained already"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-17s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -38,7 +38,7 @@ STORIES = {
     "3-training-effort": ["figure-2-implementation", "figure-5-training-effort"],
 }
 if "adaptive" in STUDY.methods:
-    STORIES["5-prune-control"] = ["figure-6-frontier"]
+    STORIES["5-prune-control"] = ["figure-6-overview", "figure-6-frontier"]
 # Notebook 5 reads the tables of these studies too, where they are.
 BESIDE = [path for name in ("methods", "ingredients", "lenet", "smallest") if name != STUDY.name
           if (path := records.folder(name) / "runs.csv").is_file()]

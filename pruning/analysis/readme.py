@@ -28,7 +28,7 @@ def readme(
     """Return ``text`` with what stands between each pair of marks, such as ``<!-- claims -->``, made from records.
 
     ``smallest`` are the records of the study `smallest`, ``others`` those of `methods`, where there are any. The marks
-    are ``found``, ``short``, ``table``, ``saved``, ``claims``, ``targets`` and ``methods``; others are left alone.
+    are ``found``, ``short``, ``table``, ``saved``, ``claims``, ``targets``, ``methods`` and ``settings``; others stay.
     ``DamagedFile`` names a mark without its other one.
     """
     table, names, smallest = frame(records), titles(records), list(smallest)
@@ -41,6 +41,7 @@ def readme(
         "claims": lambda: claims.markdown(table, names),
         "targets": lambda: targets.markdown(table, records, frame(smallest) if smallest else None),
         "methods": lambda: comparison.markdown(rivals),
+        "settings": lambda: settings_table(rivals),
     }
     for mark in dict.fromkeys(re.findall(r"<!-- /?(\w+) -->", text)):
         if mark in parts:
@@ -98,6 +99,13 @@ def methods_table(table: pd.DataFrame, titles: Mapping[str, str], methods: Itera
         ["benchmark", "requirement", *methods],
         [[*setting(place, titles), *(cell((*place, method)) for method in methods)] for place in settings],
     )
+
+
+def settings_table(table: pd.DataFrame) -> str:
+    """Write every method in every setting, folded: a setting is a benchmark with a requirement."""
+    rows = comparison.worded(comparison.compared(table))
+    body = markdown_table(list(rows.columns), rows.to_numpy().tolist())
+    return f"<details><summary>Every method in every setting: {len(rows)} rows</summary>\n\n{body}\n\n</details>"
 
 
 def compression_table(table: pd.DataFrame, titles: Mapping[str, str], method: str = claims.METHOD) -> str:

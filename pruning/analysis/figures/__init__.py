@@ -11,7 +11,7 @@ categorical plots: those can neither make single points hollow nor count what wa
 """
 
 from pruning.analysis.figures.claims import claim
-from pruning.analysis.figures.comparison import frontier
+from pruning.analysis.figures.comparison import frontier, overview
 from pruning.analysis.figures.curves import sensitivity, tradeoff
 from pruning.analysis.figures.drawings import benchmarks_table, connections, cycle, implementation, iterative_pruning
 from pruning.analysis.figures.results import significant_synapses, training_effort
@@ -20,6 +20,6 @@ from pruning.analysis.figures.style import LOOKS, benchmarks, folder, look, orde
 
 __all__ = [
     "LOOKS", "benchmarks", "benchmarks_table", "claim", "connections", "cycle", "folder", "frontier", "implementation",
-    "iterative_pruning", "layer_densities", "learning_curve", "look", "ordered", "png", "save", "sensitivity",
-    "significant_synapses", "spread", "title", "tradeoff", "training_effort", "weight_histograms",
+    "iterative_pruning", "layer_densities", "learning_curve", "look", "ordered", "overview", "png", "save",
+    "sensitivity", "significant_synapses", "spread", "title", "tradeoff", "training_effort", "weight_histograms",
 ]  # fmt: skip

@@ -163,7 +163,8 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
             # Laid out once, here: each further layout would move things a little, and with them the bytes.
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
-        figure.set_label(shows[0].upper() + shows[1:])  # what the picture shows, for those who cannot see it
+        # What the picture shows, for those who cannot see it.
+        figure.set_label(figure.get_label() or shows[0].upper() + shows[1:])
         return figure
 
     return drawn
