@@ -545,6 +545,35 @@ def test_what_has_no_mask_is_said():
     assert list(masked_layers(masked(Net(), include=[nn.Conv2d], exclude=["head*"]))) == ["body.0"]
 
 
+def test_a_parameter_of_ones_own_is_masked_by_its_name():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel, self.weight = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3, 3))
+            self.list = nn.ParameterList([torch.randn(3, 3)])
+
+        def forward(self, x):
+            return x @ self.kernel @ self.weight @ self.list[0]
+
+    assert list(masked_layers(masked(Own(), include=[Own], exclude=["kernel", "list.0"]))) == [""]
+    model = masked(nn.Sequential(Own(), nn.Linear(3, 2)), include=[nn.Linear, "*.kernel", "*.list.0"], exclude=[Own])
+    assert list(masked_layers(model)) == ["0.list.0", "1"]
+    model = masked(nn.Sequential(Own(), nn.Linear(3, 2)), include=[nn.Linear, Own, "*.kernel", "*.list.0"])
+    assert list(masked_layers(model)) == ["0.kernel", "0.weight", "0.list.0", "1"]
+    cut(model, 0.7)
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(5, 4)).square().sum().backward()
+        optimizer.step()
+    x = torch.randn(5, 4)
+    expected = model(x)
+    for layer in masked_layers(model).values():
+        assert not layer.gradient[~layer.mask].any() and not layer.weight[~layer.mask].any()
+    assert torch.equal(copy.deepcopy(model)(x), expected) and torch.equal(unmasked(model)(x), expected)
+    assert type(model[0]) is Own and type(model[0].list) is nn.ParameterList
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

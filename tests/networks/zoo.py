@@ -145,8 +145,8 @@ NETWORKS = {
     "MobileNetV3": Case(mobilenet, IMAGES),
     "EfficientNet": Case(efficientnet, IMAGES),
     # Beside the layers, positions and biases of attention are weights without a mask.
-    "ViT": Case(vit, IMAGES, 0.975, {"exclude": ["", "encoder"]}),
-    "Swin-T": Case(swin, IMAGES, 0.992, {"exclude": ["*.attn"]}),
+    "ViT": Case(vit, IMAGES, 0.975, {"exclude": ["class_token", "*.pos_embedding"]}),
+    "Swin-T": Case(swin, IMAGES, 0.992, {"exclude": ["*.relative_position_bias_table"]}),
     "U-Net": Case(UNet, pixels),
     "LSTM": Case(Words, words, 0.943, NO_WORDS),
     "1-d convolutions": Case(signal, classified(2, 32)),
