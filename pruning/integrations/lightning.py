@@ -17,7 +17,7 @@ from torch import Tensor, nn
 try:
     from lightning.pytorch import Callback
 except ImportError:  # the same library by its older name
-    from pytorch_lightning import Callback
+    from pytorch_lightning import Callback  # type: ignore[assignment]
 
 from pruning.control import PruneControl
 

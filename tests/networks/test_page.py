@@ -1,4 +1,4 @@
-"""docs/networks.md: its code runs in order, and its table tells what test_networks.py tries."""
+"""docs/networks.md: its code runs in order, and its table tells what test_known_networks.py tries."""
 
 import itertools
 import re
@@ -8,7 +8,7 @@ import lightning
 import pytest
 import torch
 import torch.nn.functional as F
-from test_networks import KINDS, METHODS_OF
+from test_known_networks import KINDS, METHODS_OF
 from torch import distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
 from zoo import NETWORKS, bert, gpt2
