@@ -93,7 +93,7 @@ POOL, TWICE = nn.MaxPool2d(2), nn.Linear(16, 16)
     ],
 )
 def test_what_cannot_be_exported_is_named(layers, message):
-    for export in (stages, remove_dead_neurons, to_c):
+    for export in (stages, to_c):
         with pytest.raises(ValueError, match=message):
             export(masked(nn.Sequential(*layers)), (1, 4, 4))
     with pytest.raises(ValueError, match=r"the model \(Residual\) is not known"):
