@@ -12,7 +12,15 @@ from pruning.deploy.stages import notation_of, stages
 from pruning.masks import masked, masked_layers
 from pruning.notation import input_shape, lenet
 
-SANITIZED = "-std=c99 -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra -Werror".split()
+SANITIZED = [
+    "-std=c99",
+    "-O1",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+]
 
 
 def own_network() -> nn.Module:
