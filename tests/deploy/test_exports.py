@@ -200,6 +200,34 @@ def test_plain_and_channels_last_models_are_the_same_to_it(tmp_path):
     assert model.conv1.weight.shape == (4, 1, 3, 3)
 
 
+@pytest.mark.arithmetic
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_pytorchs_own_exporters_take_a_masked_model_or_say_what_to_give_them(tmp_path):
+    notation = "12x12-4c3-6c3-9-7-3"
+    model = pruned(notation, 0.3).eval()
+    with torch.no_grad():  # as an optimizer leaves it: what is stored under the mask is not zero
+        model.fc1._parameters["weight"].add_(1)
+    x = images(notation, 1)
+    with torch.no_grad():
+        expected = copy.deepcopy(model)(x)
+    for network in (model, unmasked(copy.deepcopy(model))):
+        torch.onnx.export(copy.deepcopy(network), (x,), tmp_path / "model.onnx", dynamo=False, input_names=["images"])
+        ready = session((tmp_path / "model.onnx").read_bytes())
+        assert np.allclose(ready.run(None, {"images": x.numpy()})[0], expected, atol=1e-5)
+        for exported in (
+            torch.export.export(copy.deepcopy(network), (x,)).module(),
+            torch.jit.trace(copy.deepcopy(network), x),
+            torch.fx.symbolic_trace(copy.deepcopy(network)),
+        ):
+            assert torch.allclose(exported(x), expected, atol=1e-6)
+    before = type(model.fc1)
+    with pytest.raises(RuntimeError, match=r"cannot compile masked layers: give it unmasked\(copy.deepcopy\(model\)\)"):
+        torch.jit.script(model)
+    assert type(model.fc1) is before
+    assert torch.allclose(torch.jit.script(unmasked(copy.deepcopy(model)))(x), expected, atol=1e-6)
+
+
 def test_another_quantization_than_8_bits_is_refused():
     for make in (to_c, table_bytes):
         with pytest.raises(ValueError, match="quantize must be None or 8, got 4"):
