@@ -210,7 +210,10 @@ class Masked(Synapses, _Module):
 
     def __getstate__(self) -> dict:
         state = cast(dict, super().__getstate__())
-        return {key: value for key, value in state.items() if key not in ("_watches", "_dense")}
+        state = {key: value for key, value in state.items() if key not in ("_watches", "_dense")}
+        if "_flat_weights" in state:  # a recurrent layer's list may hold products, which cannot be copied
+            state["_flat_weights"] = [self._parameters.get(name) for name in state["_flat_weights_names"]]
+        return state
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
