@@ -148,9 +148,10 @@ class Jacobian:
         # Of the columns that may change, in double precision, and of those that stayed in the last step.
         self.gram: Tensor | None = None
         self.gram_left: tuple[Tensor, Tensor] | None = None
-        everything = torch.arange(self.columns.total, device=self.gradients.device)
-        self.rows = self._measured(everything) if self.needed <= memory else None
-        if self.rows is None:
+        self.rows = None
+        if self.needed <= memory:
+            self.rows = self._measured(torch.arange(self.columns.total, device=self.gradients.device))
+        else:
             warnings.warn(
                 f"compensation measures {self.columns.total:,} weights on {self.gradients.samples} samples, "
                 f"{self.needed / 2**30:.1f} GiB: it works in blocks of {memory / 2**29:.2g} GiB, each a pass through "
@@ -237,20 +238,21 @@ class Jacobian:
 
     def _changes_in_blocks(self, vectors: list[Tensor], stays: Tensor, free: Tensor, damping: float) -> list[Tensor]:
         """Compute the same some columns at a time; where all are known by their Gram matrix, of those cut alone."""
-        samples, movable, gram = self.gradients.samples, self.columns.movable(free.device), self.gram
-        left = torch.zeros(samples, samples, dtype=torch.float64, device=free.device)
-        cut, moved = torch.zeros_like(left), [torch.zeros_like(left[0]) for _ in vectors]
-        wanted = torch.ones_like(stays) if gram is None else ~stays
+        samples, movable, known = self.gradients.samples, self.columns.movable(free.device), self.gram
+        gram = torch.zeros(samples, samples, dtype=torch.float64, device=free.device) if known is None else known
+        cut, moved = torch.zeros_like(gram), [torch.zeros_like(gram[0]) for _ in vectors]
+        wanted = torch.ones_like(stays) if known is None else ~stays
         for numbers, part in self._blocks(wanted.nonzero()[:, 0]):
-            gone, may_change = ~stays[numbers], movable[numbers]
+            gone = ~stays[numbers]
             for one, vector in zip(moved, vectors):
-                one.add_(part @ (vector[numbers] * gone).double())
-            lost = part * (gone & may_change)
+                one.add_(part[:, gone] @ vector[numbers][gone].double())
+            may_change = movable[numbers]
+            lost = part[:, gone & may_change]
             cut.addmm_(lost, lost.T)
-            if gram is None:
-                kept = part * free[numbers]
-                left.addmm_(kept, kept.T)
-        gram, left = (left + cut, left) if gram is None else (gram, gram - cut)
+            if known is None:
+                part.mul_(may_change)
+                gram.addmm_(part, part.T)
+        left = gram - cut
         factor = _factor(left, damping * gram.trace() / int(movable.sum()))
         if factor is None:
             raise ValueError("the gradients of the model's outputs are not finite, or too large for its precision")
@@ -258,7 +260,7 @@ class Jacobian:
         changes = []
         for one in moved:
             weights = torch.cholesky_solve(one[:, None], factor)[:, 0] / math.sqrt(samples)
-            changes.append(self.columns.flat(self.gradients.weighted(weights))[free].to(vectors[0].dtype))
+            changes.append(self.columns.flat(self.gradients.weighted(weights.to(vectors[0].dtype)))[free])
         return changes
 
 

@@ -172,7 +172,8 @@ class SampleGradients:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             found = _tried(self.model, "forward", call, self.model, batch.samples(0, count))
             parts = self._parts(found)
-        self.along = [number for number, part in enumerate(parts) if len(part) == count]
+        last = self._parts(_tried(self.model, "forward", call, self.model, batch.samples(count - 1, count)))
+        self.along = [n for n, pair in enumerate(zip(parts, last)) if [len(part) for part in pair] == [count, 1]]
         if not self.along:
             raise ValueError(
                 f"what the model gives ({type(found).__name__}) holds no floating tensor with the {count} samples "
@@ -185,9 +186,9 @@ class SampleGradients:
             raise ValueError("compensation cannot be measured: the model's outputs depend on none of its weights")
         values = list(self.parameters.values())
         _tried(self.model, "backward", lambda: torch.autograd.grad(outputs.sum(), values, allow_unused=True))
-        last = _tried(self.model, "forward", self._outputs, self.model, batch.samples(count - 1, count)).detach()
         outputs = outputs.detach()
-        off, near = float((last - outputs[-1:]).abs().max()), torch.finfo(outputs.dtype).eps ** 0.5
+        alone = _flat([last[number].detach() for number in self.along])
+        off, near = float((alone - outputs[-1:]).abs().max()), torch.finfo(outputs.dtype).eps ** 0.5
         if off > near * float(outputs.abs().max()):
             warnings.warn(
                 f"a sample's outputs change by up to {off:.2g} with what else is in its batch: compensation measures "

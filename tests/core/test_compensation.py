@@ -491,21 +491,20 @@ def test_blocks_give_what_all_rows_give():
 MEMORY = """
 import resource, warnings
 import torch
-from pruning.study.vision import models
+from torch import nn
 from pruning import masked, masked_layers
 from pruning.compensation import Jacobian
 
 warnings.simplefilter("ignore")
-torch.manual_seed(0)
-model = masked(models.resnet18())
+model = masked(nn.Sequential(nn.Linear(784, 2000), nn.ReLU(), nn.Linear(2000, 1000), nn.ReLU(), nn.Linear(1000, 10)))
+batch = torch.randn(64, 784)
+model(batch).sum().backward()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-model.eval()(torch.randn(24, 3, 32, 32))
-model.train()
 before = peak()
-jacobian = Jacobian(model, [torch.randn(24, 3, 32, 32)], torch.Generator().manual_seed(0), memory=2**26)
+jacobian = Jacobian(model, [batch], torch.Generator().manual_seed(0), memory=2**26)
 keep = {name: torch.rand_like(layer.weight) > 0.1 for name, layer in masked_layers(model).items()}
 jacobian.compensate(keep, [model])
-print(jacobian.needed, jacobian.peak(24), peak() - before, 4 * sum(value.numel() for value in model.parameters()))
+print(jacobian.needed, jacobian.peak(64), peak() - before, 4 * sum(value.numel() for value in model.parameters()))
 """
 
 
@@ -514,7 +513,7 @@ def test_a_large_model_takes_the_memory_it_says():
     found = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=600)
     needed, said, taken, weights = map(int, found.stdout.split())
     # Besides what is said: copies of the model, and vectors of all its weights.
-    assert taken < said + 10 * weights < 0.8 * needed
+    assert taken < said + 12 * weights < 0.5 * needed
 
 
 class Broken(nn.Module):
