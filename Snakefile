@@ -1,6 +1,7 @@
 # The study as a graph: runs -> table and notebooks -> figures.
 #   snakemake                                the digits study
 #   snakemake --config study=report          MNIST and CIFAR-10
+#   snakemake --config study=my/own.yaml     a study file of one's own
 #   snakemake --config study=report train=no  only what the records that are there give
 import contextlib
 import json
@@ -16,7 +17,7 @@ from pruning.study.locks import locked
 
 # What --config takes.
 KNOWN = {
-    "study": (".+", "a name"), "device": (r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:0"),
+    "study": (".+", "a name or a file"), "device": (r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:0"),
     "train": ("True|False|yes|no", "yes or no"),
 }
 for key, value in config.items():
@@ -28,6 +29,14 @@ try:
     STUDY = studies.load(config.get("study", "digits"))
 except ValueError as error:
     raise WorkflowError(str(error)) from None
+GIVEN = STUDY.name if STUDY.file.parent.name == "studies" else str(config["study"])  # as notebooks are told of it
+if STUDY.own:
+    from pruning.study import runner
+
+    try:
+        runner.check(STUDY.runs)  # that their networks fit their data, before anything is trained
+    except (ValueError, RuntimeError) as error:
+        raise WorkflowError(str(error)) from None
 if STUDY.plan:
     raise WorkflowError(f"the study '{STUDY.name}' measures trade-offs: run 'make tradeoff'")
 RESULTS = records.folder(STUDY.name)
@@ -38,7 +47,7 @@ STORIES = {
     "3-training-effort": ["figure-2-implementation", "figure-5-training-effort"],
 }
 if "adaptive" in STUDY.methods:
-    STORIES["5-prune-control"] = ["figure-6-frontier"]
+    STORIES["5-prune-control"] = ["figure-6-overview", "figure-6-frontier"]
 # Notebook 5 reads the tables of these studies too, where they are.
 BESIDE = [path for name in ("methods", "ingredients", "lenet", "smallest") if name != STUDY.name
           if (path := records.folder(name) / "runs.csv").is_file()]
@@ -84,7 +93,7 @@ def trained(benchmark):
 
 
 def given(benchmark=None, seeds=None):
-    parameters = {"study": STUDY.name}
+    parameters = {"study": GIVEN}
     if benchmark:
         parameters |= {
             "benchmark": benchmark, "seeds": list(seeds), "methods": list(STUDY.methods),
@@ -134,14 +143,14 @@ rule table:
     """Publish the records and collect them into one table."""
     input: PENDING, [path for benchmark in STUDY.benchmarks for path in trained(benchmark)]
     output: RESULTS / "runs.csv"
-    shell: "python -m pruning table {STUDY.name}"
+    shell: "python -m pruning table {GIVEN:q}"
 
 
 rule savings:
     """Bytes and energy of the delivered models, and the compressed ones that are shown."""
     input: [path for benchmark in STUDY.benchmarks if REMAKE for path in trained(benchmark)]
     output: SAVINGS
-    shell: "python -m pruning savings tables {STUDY.name}"
+    shell: "python -m pruning savings tables {GIVEN:q}"
 
 
 rule benchmark:
