@@ -293,6 +293,6 @@ def _renew_statistics(models: list[nn.Module], batches: list[Batch]) -> None:
 
 def _collects(layer: nn.Module, live: nn.Module) -> bool:
     """Say whether training renews a layer's statistics; in a model that is just being evaluated, frozen layers tell."""
-    if getattr(layer, "running_mean", None) is None:
+    if getattr(layer, "running_mean", None) is None or not hasattr(layer, "reset_running_stats"):
         return False
     return layer.training or (not live.training and all(value.requires_grad for value in layer.parameters()))

@@ -55,7 +55,8 @@ class Batch:
             if isinstance(part, Mapping):
                 return {name: walk(value) for name, value in part.items()}
             if isinstance(part, (tuple, list)):
-                return tuple(walk(value) for value in part)
+                values = [walk(value) for value in part]
+                return values if isinstance(part, list) else tuple(values)
             along = isinstance(part, Tensor) and part.dim() and len(part) == self.size
             return samples(part) if along else rest(part)
 
@@ -118,10 +119,8 @@ class SampleGradients:
 
     def rows(self, names: Iterable[str]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Make gradients [n, shape of the parameter] by ``names``, with the number of their first sample."""
-        parameters, make = (
-            {name: self.parameters[name] for name in names},
-            self._together if self.together else self._alone,
-        )
+        parameters = {name: self.parameters[name] for name in names}
+        make = self._together if self.together else self._alone
         for first, batch, place, signs in self._chunks(self.chunk):
             yield first, make(parameters, batch, place, signs)
 

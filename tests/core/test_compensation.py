@@ -1,6 +1,7 @@
 """Compensation: exact on small models, and on the models and inputs that people have."""
 
 import copy
+import importlib
 import math
 import subprocess
 import sys
@@ -266,6 +267,12 @@ MODELS = {
 }
 
 
+def imported(name):
+    """Import torchvision, or what imports it, beside a CPU build of torch too."""
+    importlib.import_module("pruning.study.vision")
+    return importlib.import_module(name)
+
+
 def called(model, batch):
     found = model(**batch) if isinstance(batch, dict) else model(*batch) if isinstance(batch, tuple) else model(batch)
     return torch.cat([found["left"], found["right"]], 1) if isinstance(found, dict) else found.flatten(1)
@@ -440,6 +447,18 @@ def test_statistics_are_those_of_the_measured_batches():
     assert [module.training for module in model] == [True] * 4 + [False] + [True] * 2 and not average[1].training
 
 
+def test_statistics_that_no_training_renews_stay():
+    torch.manual_seed(0)
+    frozen = imported("torchvision").ops.FrozenBatchNorm2d(4)  # keeps its statistics, as in detection networks
+    layers = nn.Conv2d(1, 4, 3), frozen, nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(144, 3)
+    model = masked(nn.Sequential(*layers))
+    kept = frozen.running_mean.clone()
+    with pytest.warns(UserWarning, match="with what else is in its batch"):
+        jacobian = Jacobian(model, [torch.randn(16, 1, 8, 8) + 3])
+    jacobian.compensate(pruned_at_random(model, 0.3, 0), [model])
+    assert torch.equal(frozen.running_mean, kept)
+
+
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_half_precision_is_compensated_too(half):
     torch.manual_seed(0)
@@ -592,9 +611,7 @@ def test_what_is_no_batch_is_refused(batch):
 
 @pytest.mark.slow
 def test_bert_is_measured_with_its_default_attention():
-    from pruning.study import vision  # noqa: F401  # before transformers, which imports torchvision
-
-    transformers = pytest.importorskip("transformers")
+    transformers = imported("transformers")
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config = transformers.BertConfig(vocab_size=50, num_labels=3, **sizes)
