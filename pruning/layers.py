@@ -7,7 +7,7 @@ A layer becomes masked by a change of its class, so it stays the same object wit
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -218,6 +218,14 @@ class Masked(Synapses, _Module):
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self._watch_all()
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise RuntimeError("torch.jit.script cannot compile masked layers: give it unmasked(copy.deepcopy(model))")
+
+    def _refuse(self, qconfig) -> NoReturn:
+        raise RuntimeError("torch.ao.quantization passes over masked layers: give it unmasked(copy.deepcopy(model))")
+
+    qconfig = property(fset=_refuse)  # torch.ao sets it first of all
 
     def extra_repr(self) -> str:
         synapses = sum(cast(nn.Parameter, self._parameters[name]).numel() for name in self._masked)
