@@ -45,7 +45,7 @@ class PruningCallback(Callback):
         self.control: PruneControl | None = None
         self._state: dict | None = None
 
-    def on_fit_start(self, trainer, pl_module) -> None:
+    def on_train_start(self, trainer, pl_module) -> None:
         if any(kind.__name__ == "WeightAveraging" for each in trainer.callbacks for kind in type(each).__mro__):
             raise ValueError("WeightAveraging validates an average that is not pruned: train without it")
         self.control = PruneControl(pl_module, self.requirement, optimizer=trainer.optimizers, **self.settings)
@@ -77,4 +77,4 @@ class PruningCallback(Callback):
         return {} if self.control is None else {"control": self.control.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self._state = state_dict.get("control")  # a checkpoint is read before the control is made
+        self._state = state_dict.get("control")
