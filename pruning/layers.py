@@ -7,7 +7,7 @@ A layer becomes masked by a change of its class, so it stays the same object wit
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -219,6 +219,14 @@ class Masked(Synapses, _Module):
         super().__setstate__(state)
         self._watch_all()
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise RuntimeError("torch.jit.script cannot compile masked layers: give it unmasked(copy.deepcopy(model))")
+
+    def _refuse(self, qconfig) -> NoReturn:
+        raise RuntimeError("torch.ao.quantization passes over masked layers: give it unmasked(copy.deepcopy(model))")
+
+    qconfig = property(fset=_refuse)  # torch.ao sets it first of all
+
     def extra_repr(self) -> str:
         synapses = sum(cast(nn.Parameter, self._parameters[name]).numel() for name in self._masked)
         return ", ".join(text for text in (super().extra_repr(), f"synapses={synapses}") if text)
@@ -236,6 +244,9 @@ class Masked(Synapses, _Module):
                 state_dict[key] = torch.ones_like(weight, dtype=torch.bool)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._watch_all()
+
+    def _replicate_for_data_parallel(self):
+        raise RuntimeError("masked layers do not train under nn.DataParallel: use DistributedDataParallel")
 
     def forward(self, *args, **kwargs):
         for name in self._masked:  # for layers that keep their weights in a list of their own, as recurrent ones do

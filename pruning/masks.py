@@ -158,7 +158,13 @@ def _warn_of_rest(model: nn.Module, exclude: tuple) -> None:
 
 
 def unmasked(model: nn.Module) -> nn.Module:
-    """Turn every masked layer back into its plain class, with zeros in place; in place, as ``masked``."""
+    """Turn every masked layer back into its plain class, with zeros in place; in place, as ``masked``.
+
+    What goes by a layer's class needs that, and a masked layer says so: ``torch.jit.script`` and the quantization of
+    ``torch.ao``. ``torch.export``, ``torch.jit.trace``, ``torch.onnx`` and ``torch.fx`` take masked models too, and
+    write the product of weight and mask, or the weight with its zeros. ``unmasked(copy.deepcopy(model))`` leaves the
+    model as it is.
+    """
     for layer in masked_layers(model).values():
         layer.set_mask(layer.mask)
     for module in list(model.modules()):

@@ -56,12 +56,13 @@ class PruningCallback(TrainerCallback):
             self.control.observe(state.global_step + 1)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
-        if self.control is None or not self.training or self.control.finished:
+        if self.control is None or not self.training:
             return
         if self.metric not in metrics:
             raise ValueError(f"compute_metrics gives no '{self.metric}', but {sorted(metrics)}")
-        event = self.control.update(state.global_step, float(metrics[self.metric]), *self.feedback)
-        control.should_training_stop |= event.finished
+        if not self.control.finished:
+            self.control.update(state.global_step, float(metrics[self.metric]), *self.feedback)
+        control.should_training_stop |= self.control.finished
 
     def on_save(self, args, state, control, **kwargs) -> None:
         if self.control is not None and state.is_world_process_zero:

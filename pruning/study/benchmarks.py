@@ -66,7 +66,7 @@ class Data(Strict):
     @property
     def label(self) -> str:
         """The dataset's name without the folder that it lies in: what a record says of it."""
-        name = self.torchvision or Path(self.folder or self.npz or "").stem
+        name = self.torchvision or (Path(self.folder).name if self.folder else Path(self.npz or "").stem)
         size = self.height_width
         return name + (f"-{self.split}" if self.split else "") + (f" at {size[0]}x{size[1]}" if size else "")
 

@@ -27,6 +27,7 @@ from pruning.study.datasets import Dataset
 from pruning.study.networks import Network, build
 from pruning.study.training import WEIGHTS, Outcome, generator, prepare, prepare_model, train
 
+HASHABLE = (nn.Linear, nn.Conv2d)
 HASHED = 3  # the purpose of a random generator, beside those of ``training``
 
 
@@ -91,7 +92,7 @@ def hashed(model: nn.Module, density: float, seed: int = 0) -> nn.Module:
     if not 0 < density <= 1:
         raise ValueError(f"density must lie in (0, 1], got {density}")
     for number, (name, layer) in enumerate(list(model.named_modules())):
-        if type(layer) not in (nn.Linear, nn.Conv2d):
+        if type(layer) not in HASHABLE:
             continue
         weights = max(round(density * layer.weight.numel()), 1)
         twin = _twin(layer, weights, generator(seed, HASHED, number).initial_seed())

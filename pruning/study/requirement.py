@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from pruning.control import Event
-from pruning.masks import masked_layers
+from pruning.masks import PRUNABLE, masked_layers
 from pruning.methods import METHODS
-from pruning.study.config import HASHED_FIELDS, Run
+from pruning.study.config import HASHED_FIELDS, Run, StudyError
 from pruning.study.datasets import Dataset
-from pruning.study.hashed import ladder
-from pruning.study.networks import Network, described
+from pruning.study.hashed import HASHABLE, ladder
+from pruning.study.networks import Network, build, described
 from pruning.study.states import Context
 from pruning.study.training import Outcome, accuracy, network, prepare, train
 
@@ -41,6 +41,9 @@ def prune(run: Run, context: Context) -> tuple[dict, nn.Module]:
 def hash_ladder(run: Run, context: Context) -> tuple[dict, nn.Module]:
     """Train smaller and smaller HashedNets; many short trainings: one that is stopped starts again."""
     assert run.requirement
+    kinds = dict(build(context.network).named_modules()) if not isinstance(context.network, str) else {}
+    if others := [name for name, part in kinds.items() if isinstance(part, PRUNABLE) and type(part) not in HASHABLE]:
+        raise StudyError(f"HashedNets have linear and 2-d convolutional layers alone: '{others[0]}' is another")
     settings, dataset = run.settings, context.dataset
     outcome = ladder(
         context.network,

@@ -19,6 +19,7 @@ from pruning.files import DamagedFile, set_aside, write_whole
 from pruning.study import datasets
 from pruning.study.config import Run, StudyError
 from pruning.study.locks import locked
+from pruning.study.paths import root
 from pruning.study.records import folder, from_line, key_of, lines, published_path, to_line, write_records
 from pruning.study.studies import Study
 
@@ -62,7 +63,8 @@ def recorded(study: Study) -> list[dict]:
     """
     records = list(all_current(study.runs).values())
     if not records:
-        make = "make tradeoff" if study.plan else f"make study STUDY={study.name}"
+        named = study.name if study.file == root() / "studies" / study.file.name else study.file
+        make = "make tradeoff" if study.plan else f"make study STUDY={named}"
         raise StudyError(f"no current record of the study '{study.name}' in {folder(study.name)}: run '{make}'")
     return records
 

@@ -223,10 +223,11 @@ def find(benchmark: str, study: str | None = None) -> Study:
     """Load the study named, or else the largest with the benchmark and the report's method."""
     if study:
         return load(study)
-    candidates = [one for one in map(load, names()) if one.plan is None and benchmark in one.benchmarks]
-    if candidates:
+    every = [one for one in map(load, names()) if one.plan is None]
+    if candidates := [one for one in every if benchmark in one.benchmarks]:
         return max(candidates, key=lambda candidate: (REPORTED_METHOD in candidate.methods, len(candidate.runs)))
-    raise StudyError(f"no study has a benchmark '{benchmark}'; known are {', '.join(BENCHMARKS)}")
+    known = dict.fromkeys(name for one in every for name in one.benchmarks)
+    raise StudyError(f"no study has a benchmark '{benchmark}'; known are {', '.join(known)}")
 
 
 class UniqueKeys(yaml.SafeLoader):

@@ -2,11 +2,14 @@ import copy
 import io
 import itertools
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from pruning import allocation, criteria, density, masked, masked_layers
 from pruning.control import PruneControl
@@ -478,3 +481,32 @@ def test_five_lines_in_ones_own_loop():
     assert validation_accuracy(model) == control.best["accuracy"] >= 0.9
     for layer in masked_layers(control.pruner.model).values():
         assert not layer.weight[~layer.mask].any()
+
+
+def test_the_loop_of_the_docs_goes_on_beyond_an_epoch():
+    pages = [
+        (Path(__file__).parents[2] / page).read_text(encoding="utf-8") for page in ("README.md", "docs/package.md")
+    ]
+    blocks = [re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in pages]
+    loop, again = (next(block for block in several if "PruneControl(" in block) for several in blocks)
+    assert loop == again
+    torch.manual_seed(0)
+    images = torch.randn(96, 20)
+    labels = (images[:, 0] > 0).long()
+    network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 2))
+
+    def training_step(model, optimizer, batch):
+        optimizer.zero_grad()
+        F.cross_entropy(model(batch[0]), batch[1]).backward()
+        optimizer.step()
+
+    given = {
+        "model": network,
+        "optimizer": torch.optim.Adam(network.parameters(), 0.01),
+        "loader": DataLoader(TensorDataset(images, labels), 32, shuffle=True),  # an epoch of 3 iterations
+        "training_step": training_step,
+        "validation_accuracy": lambda model: (model(images).argmax(1) == labels).float().mean().item(),
+    }
+    exec(loop.replace("% 100", "% 20"), given)
+    assert given["control"].reached and given["iteration"] > 100
+    assert given["model"][0].weight.count_nonzero() < 0.5 * 600

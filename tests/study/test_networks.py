@@ -1,5 +1,6 @@
 """Networks of one's own: found beside a study file, counted by running them, trained through the same loop."""
 
+import pickle
 import sys
 from pathlib import Path
 
@@ -44,6 +45,10 @@ def other(shape, classes): return nn.Sequential(nn.Flatten(), nn.Linear(shape[1]
 def broken(shape, classes): return nn.Linear(3, classes)
 def text(shape, classes): return "a network"
 number = 3
+"""
+UP = """
+def up(shape, classes):
+    return nn.Sequential(nn.ConvTranspose2d(1, 1, 2), nn.Flatten(), nn.Linear(81, classes))
 """
 PARTS = """
 from torch import nn
@@ -90,6 +95,16 @@ def test_running_a_network_once_counts_what_its_notation_says(notation):
     shape = (3, 32, 32) if notation.startswith("3x") else (1, 28, 28)
     assert counted(model, shape) == expected and model.training
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 21), ("resnet50", 54)])
+def test_torchvisions_networks_have_the_operations_that_torchvision_tells(name, count):
+    from pruning.study.vision import models
+
+    with torch.device("meta"):  # shapes are enough
+        found = counted(masked(getattr(models, name)()), (3, 224, 224))
+    published = models.get_model_weights(name).DEFAULT.meta["_ops"]  # in thousands of millions
+    assert len(found) == count and round(sum(layer.macs for layer in found) / 1e9, 3) == published
 
 
 class Several(nn.Module):
@@ -261,10 +276,41 @@ def test_a_study_is_found_from_the_current_folder_and_from_the_projects(place, m
     assert load("examples/own-network.yaml").file == ROOT / "examples" / "own-network.yaml"
 
 
-@pytest.mark.slow
-def test_workers_find_the_network_too(place, capfd):
-    runner.run_all(study_of(place, "seeds: [0]", "seeds: [0, 1]").select(methods=["iterative"]), processes=2)
-    assert capfd.readouterr().out.count("small-0.5-iterative-") == 2
+def test_a_run_finds_its_network_in_another_process_too(place):
+    run = study_of(place).runs[0]
+    again = pickle.loads(pickle.dumps(run))  # as a worker gets it
+    assert again == run and again.key == run.key and again.made_of.place == str(place)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_tradeoff_study_takes_a_network_of_ones_own(place):
+    plan = "plan: {ratios: [2], dense: 30, stage: 10, rounds: 2, densities: [0.5]}"
+    text = STUDY.replace("    requirements: [0.5]\n", "").replace(
+        "methods: [iterative, adaptive]", f"methods: [oneshot]\n{plan}"
+    )
+    (place / "own.yaml").write_text(text.replace(", patience: 4, budget: 80, ramp: 40", ""))
+    curve, scan = (runner.run(run) for run in load(place / "own.yaml").runs)
+    assert [point["ratio"] for point in curve["points"]] == [2] and curve["points"][0]["compression"] >= 1.99
+    assert list(dict.fromkeys(point["layer"] for point in scan["points"])) == ["0", "3.conv", "6"]
+    (place / "own.yaml").write_text((place / "own.yaml").read_text().replace("[oneshot]", "[small]"))
+    with pytest.raises(StudyError, match="network: 'small' scales a network in the report's notation"):
+        load(place / "own.yaml")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_hashed_nets_name_a_layer_that_they_do_not_have(place):
+    with (place / "own_networks.py").open("a") as module:
+        module.write(UP)
+    (run,) = study_of(place, "own_networks:small", "own_networks:up").select(methods=["hashed"])
+    with pytest.raises(StudyError, match="HashedNets have linear and 2-d convolutional layers alone: '0' is another"):
+        runner.run(run)
+
+
+def test_the_size_of_images_may_be_a_list(place):
+    study = study_of(place, "{npz: digits.npz}", "{folder: ~/flowers, size: [16, 12]}")
+    data = study.runs[0].dataset
+    assert data.height_width == (16, 12) and data.label == "flowers at 16x12"
+    assert data.folder == str(Path("~/flowers").expanduser())
 
 
 def test_masks_of_a_network_of_ones_own_belong_to_its_layers(place):
