@@ -30,7 +30,7 @@ from pruning.accel import convolution
 from pruning.control import Event, PruneControl
 from pruning.masks import masked, masked_layers
 from pruning.methods import Method
-from pruning.study.config import Recipe
+from pruning.study.config import Recipe, StudyError
 from pruning.study.datasets import Dataset, Split
 from pruning.study.networks import Network, OwnNetwork, build
 from pruning.study.states import DenseStates, StateFile
@@ -61,7 +61,10 @@ def batches(dataset: Dataset, recipe: Recipe, seed: int, done: int = 0) -> Itera
     """
     images, labels = dataset.train.images, dataset.train.labels
     if recipe.batch > len(labels):
-        raise ValueError(f"a batch of {recipe.batch} is more than the {len(labels)} training images of {dataset.name}")
+        raise StudyError(
+            f"a batch of {recipe.batch} is more than the {len(labels)} training images of {dataset.name}: "
+            "give the study's settings a smaller 'batch'"
+        )
     per_epoch = len(labels) // recipe.batch
     padded = _padded(images, dataset.black, recipe.shift)
     iteration, epoch = done, -1

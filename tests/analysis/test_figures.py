@@ -200,6 +200,9 @@ def test_a_requirement_that_was_never_met_is_told_as_that(found):
     shown = texts(figures.weight_histograms(record))
     assert "the requirement was never met" in shown and "before pruning" not in shown and "delivered" not in shown
     assert "density at the end" in texts(figures.layer_densities(record))
+    alone, names = frame([record]), titles([record])
+    for draw in (figures.significant_synapses, figures.training_effort, figures.frontier):
+        assert "99.9 %" in texts(draw(alone, names))
 
 
 @pytest.mark.parametrize(

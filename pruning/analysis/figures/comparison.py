@@ -127,7 +127,7 @@ def frontier(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         log_axis(column[-1], "x", least, most, percents, fine=10, coarse=100)
         column[-1].set_xlabel("significant synapses (of all, log scale)")
     for line, values in zip(grid, efforts):
-        least, most = 0.8 * min(1.0, *values), 1.25 * max(2.0, *values)
+        least, most = 0.8 * min([1.0, *values]), 1.25 * max([2.0, *values])
         line[0].set_ylabel("training effort\n(ratio, log scale)")
         log_axis(line[0], "y", least, most, times)
     more = [] if table["reached"].all() else [hollow("hollow: not all runs reached it")]

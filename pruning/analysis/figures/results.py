@@ -93,7 +93,7 @@ def training_effort(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         for axes in (above, below):
             groups(axes, requirements)
         above.set(xlabel="", ylim=(0, 1.15 * table["iterations"].max()))
-        log_axis(below, "y", 0.85, 1.2 * max(table["effort"].max(), 2), times)
+        log_axis(below, "y", 0.85, 1.2 * max(2, table["effort"].max()), times)  # 2 where no run has one
         above.yaxis.set_major_formatter("{x:,.0f}")
         label_first(above, "training effort (iterations\nto the delivered model)")
         label_first(below, "ratio to training without\npruning (log scale)")
