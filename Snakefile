@@ -25,6 +25,9 @@ for key, value in config.items():
         raise WorkflowError(f"--config {key}={value}: unknown key; known are {', '.join(KNOWN)}")
     if not re.fullmatch(KNOWN[key][0], str(value)):
         raise WorkflowError(f"--config {key}={value}: expected {KNOWN[key][1]}")
+TRAIN = str(config.get("train", "yes")) not in ("False", "no")
+if not TRAIN:
+    os.environ["PRUNING_TRAIN"] = "no"  # for whatever is asked for by name, notebooks included
 try:
     STUDY = studies.load(config.get("study", "digits"))
 except ValueError as error:
@@ -66,8 +69,10 @@ CURRENT = store.all_current(STUDY.runs)
 STALE = sorted({(run.benchmark, run.seed) for run in STUDY.runs if run not in CURRENT})
 # What a study that was killed has not published yet; the newest of all files, so that the table is made.
 PENDING = [run.record_path for run in STUDY.runs if run.record_path.is_file()]
-if config.get("train") in (False, "no"):
+if not TRAIN:
     STALE, PENDING = [], []
+# The notebook of a benchmark trains what it lacks, so without training there are those of whole benchmarks alone.
+WHOLE = [name for name in STUDY.benchmarks if TRAIN or all(run in CURRENT for run in STUDY.runs if run.benchmark == name)]
 for benchmark, seed in STALE:
     (WORK / f"{benchmark}-{seed}.ipynb").unlink(missing_ok=True)
 for path in PENDING:
@@ -120,7 +125,7 @@ rule all:
         # Asked for by name: what only lies in between is not made again when it is missing.
         [path for benchmark in STUDY.benchmarks for path in trained(benchmark)],
         RESULTS / "runs.csv",
-        expand(str(RESULTS / "notebooks" / "{benchmark}.ipynb"), benchmark=STUDY.benchmarks),
+        expand(str(RESULTS / "notebooks" / "{benchmark}.ipynb"), benchmark=WHOLE),
         PICTURES,
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 try:
     from lightning.pytorch import Callback
@@ -37,7 +37,7 @@ class PruningCallback(Callback):
         monitor: str = "val_accuracy",
         *,
         evaluate: Callable[[], float] | None = None,
-        next_images: Callable[[], Tensor] | None = None,
+        next_images: Callable[[], Any] | None = None,
         **settings: Any,
     ):
         self.requirement, self.monitor, self.settings = requirement, monitor, settings

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback
 
 from pruning.control import PruneControl
@@ -35,7 +35,7 @@ class PruningCallback(TrainerCallback):
         metric: str = "eval_accuracy",
         *,
         evaluate: Callable[[], float] | None = None,
-        next_images: Callable[[], Tensor] | None = None,
+        next_images: Callable[[], Any] | None = None,
         **settings: Any,
     ):
         self.requirement, self.metric, self.settings = requirement, metric, settings

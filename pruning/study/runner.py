@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
@@ -17,7 +18,7 @@ import torch
 
 from pruning.files import save_state, set_aside
 from pruning.study import datasets, requirement, tradeoff
-from pruning.study.config import Run
+from pruning.study.config import Run, StudyError
 from pruning.study.locks import locked
 from pruning.study.machine import checked_device, environment
 from pruning.study.networks import fitting
@@ -43,12 +44,15 @@ def run(
     """Return the record of a run: read if it is current, else trained for, resuming its last checkpoint.
 
     Checkpoints are written every so many seconds. A record or checkpoint that cannot be used is
-    set aside with a word to ``warn``. Another process at work on the same run is waited for.
+    set aside with a word to ``warn``. Where the environment says ``PRUNING_TRAIN=no``, a run without a current
+    record is a ``StudyError``. Another process at work on the same run is waited for.
     Everything on the CPU runs on one thread, denormal numbers taken as zero.
     """
     target = checked_device(device)
     if (record := current(job)) is not None:
         return record
+    if os.environ.get("PRUNING_TRAIN") == "no":
+        raise StudyError(f"{job.name} is not trained, as train=no asks: its record is {outdated(job) or 'missing'}")
     work = folder(job.study) / "work"
     lock = job.place("work", ".lock")
     with locked(lock, lambda pid: warn(f"process {pid} is at work on {job.name}: waiting for it")):
