@@ -26,7 +26,7 @@ METHODS_OF = dict.fromkeys(NETWORKS, KINDS) | {
     "ResNet-18": [],
     "LSTM": [*KINDS, "iterative", "sensitivity", "dsd", "adaptive"],
     "1-d convolutions": [*METHODS],
-    **dict.fromkeys(["U-Net", "BERT", "GPT-2"], [*KINDS, "adaptive"]),
+    **{name: [*KINDS, "adaptive"] for name in ("U-Net", "BERT", "GPT-2")},
 }
 OPTIMIZERS = (
     lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=0.01),
