@@ -39,6 +39,7 @@ __all__ = ["KINDS", "PARTS", "DataError", "Dataset", "Split", "fingerprint", "fo
 
 FORMAT = 1  # of the prepared copy; raise it when other pixels or splits are made of the same files
 PARTS = ("train", "validation", "test")
+OWN = {"shape", "classes", "validation"}  # what the copy of a dataset of one's own tells besides
 MOST = 500  # images per class that are drawn from a dataset of one's own for validation, and as many for testing
 
 
@@ -152,6 +153,8 @@ def _read_copy(name: str | Data, source: Source | None, pixels: bool = True) -> 
         with _copy(name).open("rb") as file, np.load(file) as stored:
             header = json.loads(stored["header"].tobytes())
             if header["format"] != FORMAT or (source and header["source"] != source.signature):
+                return None
+            if isinstance(name, Data) and not header.keys() >= OWN:
                 return None
             keys = set(stored.files) - {"header"} if pixels else ()
             arrays = {key: stored[key] for key in keys}
