@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
@@ -18,11 +19,13 @@ import torch
 from pruning.files import save_state, set_aside
 from pruning.study import datasets, requirement, tradeoff
 from pruning.study.config import Run
-from pruning.study.locks import locked
+from pruning.study.locks import Claim, locked
 from pruning.study.machine import checked_device, environment
 from pruning.study.records import folder, write_record
 from pruning.study.states import Context, DenseStates, StateFile
 from pruning.study.store import current, outdated
+
+LAG = 60.0  # seconds after which a network file system shows every machine a file that was written on another
 
 KINDS: dict[str, Callable] = {
     "requirement": requirement.prune,
@@ -38,20 +41,23 @@ def run(
     progress: Callable | None = None,
     warn: Callable[[str], None] = print,
     every: float = 20.0,
+    waiting: Callable[[str], None] | None = None,
 ) -> dict:
     """Return the record of a run: read if it is current, else trained for, resuming its last checkpoint.
 
     Checkpoints are written every so many seconds. A record or checkpoint that cannot be used is
-    set aside with a word to ``warn``. Another process at work on the same run is waited for.
-    Everything on the CPU runs on one thread, denormal numbers taken as zero.
+    set aside with a word to ``warn``. Another process at work on the same run, on this machine or another one, is
+    waited for, unless ``waiting``, which is told who that is, raises. Everything on the CPU runs on one thread,
+    denormal numbers taken as zero.
     """
     target = checked_device(device)
     if (record := current(job)) is not None:
         return record
     work = folder(job.study) / "work"
     lock = job.place("work", ".lock")
-    with locked(lock, lambda pid: warn(f"process {pid} is at work on {job.name}: waiting for it")):
-        if (record := current(job)) is not None:
+    told = waiting or (lambda who: warn(f"process {who} is at work on {job.name}: waiting for it"))
+    with locked(lock, told) as claim:
+        if (record := current(job) or _awaited(job, claim)) is not None:
             return record
         if reason := outdated(job):
             if job.record_path.exists():
@@ -66,7 +72,14 @@ def run(
         dense = DenseStates(
             work / f"dense-{job.benchmark}-{job.seed}-{target.type}", f"{job.dense_key} {dataset.fingerprint}", warn
         )
-        parts, model = KINDS[job.kind](job, Context(dataset, target, checkpoint, dense, every, progress))
+
+        def watched(event, training) -> None:
+            claim.check()
+            if progress:
+                progress(event, training)
+
+        parts, model = KINDS[job.kind](job, Context(dataset, target, checkpoint, dense, every, watched))
+        claim.check()
         if model is not None:
             state = {"network": job.network, "state": model.state_dict()}
             save_state(job.place("models", ".model"), state, job.key)
@@ -79,8 +92,22 @@ def run(
             "environment": environment(target),
         }
         write_record(job.record_path, record)
+        claim.note = job.key
         checkpoint.path.unlink(missing_ok=True)
         return record
+
+
+def _awaited(job: Run, claim: Claim) -> dict | None:
+    """Return the record that another machine has just written, as soon as the file system shows it here."""
+    before = claim.before
+    if before is None or before.here or before.note != job.key:
+        return None
+    ends = time.monotonic() + LAG - before.silent
+    while time.monotonic() < ends:
+        if (record := current(job)) is not None:
+            return record
+        time.sleep(1)
+    return None
 
 
 @functools.lru_cache(maxsize=2)

@@ -119,7 +119,9 @@ def forget(runs: Iterable[Run]) -> None:
     for run in runs:
         names.setdefault(published_path(run.study, run.benchmark), set()).add(run.name)
         dense = (folder(run.study) / "work").glob(f"dense-{run.benchmark}-{run.seed}-*/*.dense")
-        for path in (run.record_path, run.place("work", ".checkpoint"), run.place("models", ".model"), *dense):
+        # Claims that say that the run is done, too.
+        claims = (folder(run.study) / "work" / f"{run.name}.claims").glob("*")
+        for path in (run.record_path, run.place("work", ".checkpoint"), run.place("models", ".model"), *dense, *claims):
             path.unlink(missing_ok=True)
     for path, gone in names.items():
         with locked(path.parent / "work" / "publish.lock"):
