@@ -129,16 +129,16 @@ def locked(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator
     try:
         while claim is None:
             native = _acquired(lock, path)
-            last, holder = _last(claims)
-            if _free(holder, native):
-                claim = _made(claims / str(last + 1), holder, bool(native))
+            number, last = _last(claims)
+            if _free(last, native):
+                claim = _made(claims / str(number + 1), last, bool(native))
                 continue
             # Who has the file lock may not have written the claim yet.
-            if waiting and not told and (pause > 0.4 or not holder.released):
+            if waiting and not told and (pause > 0.4 or not last.released):
                 told = True
-                waiting("unknown" if holder.released else holder.who)
+                waiting("unknown" if last.released else last.who)
             time.sleep(pause)
-            pause = min(1.5 * pause, 0.5 if holder.here else 2.0)
+            pause = min(1.5 * pause, 0.5 if last.here else 2.0)
         claim.write(released=False)
         _clear(claim.path)
         ended = threading.Event()
@@ -155,13 +155,19 @@ def locked(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator
         lock.release()
 
 
-def _free(holder: Holder, native: bool | None) -> bool:
+def holder(path: Path) -> Holder | None:
+    """Return who has, or had last, the lock ``path``; None where nobody ever had."""
+    number, last = _last(path.with_suffix(".claims"))
+    return last if number >= 0 else None
+
+
+def _free(last: Holder, native: bool | None) -> bool:
     """Say whether the lock can be claimed after this holder, by a process that has the file lock, or has not."""
-    if holder.silent > holder.seconds and not (holder.here and holder.native):
+    if last.silent > last.seconds and not (last.here and last.native):
         return True  # also where a file server keeps the file lock of a machine that is gone
     if native is False:
         return False
-    return holder.released or (native is True and holder.here and holder.native)
+    return last.released or (native is True and last.here and last.native)
 
 
 def _made(path: Path, before: Holder, native: bool) -> Claim | None:

@@ -45,8 +45,24 @@ def environment(device: torch.device | str = "cpu") -> dict:
         "device": cuda or _processor(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
+        **({"instructions": _instructions()} if cuda is None else {}),
         "convolutions": "compiled" if device.type == "cpu" and convolution.available() else "torch",
     }
+
+
+def kind(device: torch.device) -> str:
+    """Return what rounding on a device follows from: its name, and the instructions that PyTorch and the kernel use.
+
+    Nodes of a cluster may differ in it: what one of them began another one would not continue alike.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {_instructions()}, convolutions {convolution.form()}"
+
+
+def _instructions() -> str:
+    """Return the instructions that PyTorch uses here: AVX512, AVX2 or DEFAULT."""
+    return torch.backends.cpu.get_cpu_capability()
 
 
 @functools.cache

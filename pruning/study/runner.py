@@ -9,7 +9,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,13 +22,13 @@ from pruning.files import save_state, set_aside
 from pruning.study import datasets, requirement, tradeoff
 from pruning.study.config import Run
 from pruning.study.locks import Claim, locked
-from pruning.study.machine import checked_device, environment
+from pruning.study.machine import checked_device, environment, kind
 from pruning.study.records import folder, write_record
 from pruning.study.states import Context, DenseStates, StateFile
-from pruning.study.store import current, outdated
+from pruning.study.store import LAG, current, outdated
 
-LAG = 60.0  # seconds after which a network file system shows every machine a file that was written on another
-
+# Seconds between two checkpoints; fewer where a cluster takes its nodes back at short notice.
+EVERY = float(os.environ.get("PRUNING_CHECKPOINT_SECONDS") or 20)
 KINDS: dict[str, Callable] = {
     "requirement": requirement.prune,
     "ladder": requirement.hash_ladder,
@@ -40,7 +42,7 @@ def run(
     device: str = "cpu",
     progress: Callable | None = None,
     warn: Callable[[str], None] = print,
-    every: float = 20.0,
+    every: float = EVERY,
     waiting: Callable[[str], None] | None = None,
 ) -> dict:
     """Return the record of a run: read if it is current, else trained for, resuming its last checkpoint.
@@ -68,10 +70,11 @@ def run(
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
         dataset = dataset_of(job.dataset, str(target))
-        checkpoint = StateFile(job.place("work", ".checkpoint"), f"{job.key} {dataset.fingerprint}", warn)
-        dense = DenseStates(
-            work / f"dense-{job.benchmark}-{job.seed}-{target.type}", f"{job.dense_key} {dataset.fingerprint}", warn
-        )
+        # A training goes on where it was begun, or on a processor of the same kind: another one rounds differently.
+        made = f"{dataset.fingerprint} {kind(target)}"
+        place = work / f"dense-{job.benchmark}-{job.seed}-{hashlib.sha256(kind(target).encode()).hexdigest()[:8]}"
+        checkpoint = StateFile(job.place("work", ".checkpoint"), f"{job.key} {made}", warn)
+        dense = DenseStates(place, f"{job.dense_key} {made}", warn)
 
         def watched(event, training) -> None:
             claim.check()
