@@ -11,11 +11,12 @@ export OMP_NUM_THREADS := 1
 # By its path: make 3.81, which macOS has, does not look for commands in the PATH set here.
 SNAKEMAKE = $(BIN)/snakemake $(if $(PROFILE),$(ELSEWHERE),--cores $(JOBS)) --config study=$(STUDY) device=$(DEVICE)
 # The name by which the Snakefile knows Slurm's jobs of a study, and their logs.
-RESULTS = $(or $(PRUNING_RESULTS),data/results)/$(STUDY)
+NAME = $(notdir $(basename $(STUDY)))
+RESULTS = $(or $(PRUNING_RESULTS),data/results)/$(NAME)
 ELSEWHERE = --workflow-profile profiles/$(PROFILE) $(if $(filter slurm,$(PROFILE)), \
-	--slurm-jobname-prefix pruning-$(STUDY) --slurm-logdir $(abspath $(RESULTS))/work/slurm)
+	--slurm-jobname-prefix pruning-$(NAME) --slurm-logdir $(abspath $(RESULTS))/work/slurm)
 # Options of one's own, such as a partition or a kind of processor, come last, and win.
-SUBMIT = --job-name=pruning-$(STUDY)_$(1) --cpus-per-task=1 --mem=3500 --time=12:00:00 \
+SUBMIT = --job-name=pruning-$(NAME)_$(1) --cpus-per-task=1 --mem=3500 --time=12:00:00 \
 	--output=$(abspath $(RESULTS))/work/slurm/$(1)-%j.log $(SBATCH)
 
 .DEFAULT_GOAL := help
@@ -25,12 +26,13 @@ SUBMIT = --job-name=pruning-$(STUDY)_$(1) --cpus-per-task=1 --mem=3500 --time=12
 
 help: ## this text
 	@echo "make study                 the digits study: trains, then renders every figure"
-	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (times: README, 'Run again')"
+	@echo "make study STUDY=report    the report's benchmarks on MNIST and CIFAR-10 (times: docs/run-again.md)"
+	@echo "make study STUDY=my/own.yaml   a study file of your own (docs/own-data.md)"
 	@echo "make study FRESH=1         train again what is trained already"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-17s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "Options: STUDY=digits|report|methods|ingredients|lenet|smallest, JOBS=2 (trainings side by side), DEVICE=cpu|cuda, PYTHON=python3,"
+	@echo "Options: STUDY=digits|report|methods|ingredients|lenet|smallest|fashion or a file, JOBS=2 (trainings side by side), DEVICE=cpu|cuda, PYTHON=python3,"
 	@echo "PROFILE=slurm|kubernetes, WORKERS=20, SBATCH='--partition=...' (docs/clusters.md)"
 
 install: .venv/installed ## make .venv with the exact versions of requirements.lock
@@ -62,8 +64,8 @@ cluster: .venv/installed ## train a study by WORKERS workers of a Slurm array, t
 
 figures: .venv/installed ## render a study's figures from its records, training nothing
 	@$(SNAKEMAKE) train=no --until figures --forcerun 2-significant-synapses 3-training-effort \
-		$(if $(shell grep -E 'methods:.*adaptive(,|])' studies/$(STUDY).yaml),5-prune-control) \
-		$(if $(wildcard data/results/$(STUDY)/storage.csv),6-memory-and-energy 7-deploy)
+		$(if $(shell grep -E 'methods:.*adaptive(,|])' $(filter %.yaml %.yml,$(wildcard $(STUDY) studies/$(STUDY).yaml))),5-prune-control) \
+		$(if $(wildcard data/results/$(notdir $(basename $(STUDY)))/storage.csv),6-memory-and-energy 7-deploy)
 
 savings: .venv/installed ## bytes and energy of a study's delivered models, which must be there
 	@$(BIN)/python -m pruning savings tables $(STUDY)
@@ -84,7 +86,7 @@ report: .venv/installed ## put the whole story into one page, build/report.html 
 bench: .venv/installed ## measure training speed side by side (on a quiet machine)
 	@$(BIN)/python -m benchmarks.training --device $(DEVICE)
 
-readme: .venv/installed ## put the tables and claims made from the records into README.md
+readme: .venv/installed ## put the tables and claims made from the records into README.md and docs/results.md
 	@$(BIN)/python -m pruning readme report
 	@$(BIN)/python -m pruning savings readme report
 

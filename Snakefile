@@ -1,6 +1,7 @@
 # The study as a graph: runs -> table and notebooks -> figures.
 #   snakemake                                the digits study
 #   snakemake --config study=report          MNIST and CIFAR-10
+#   snakemake --config study=my/own.yaml     a study file of one's own
 #   snakemake --config study=report train=no  only what the records that are there give
 # On a cluster (docs/clusters.md) the trainings are its jobs; tables, notebooks and figures stay with the main process.
 import contextlib
@@ -20,7 +21,7 @@ from pruning.study.locks import locked
 
 # What --config takes.
 KNOWN = {
-    "study": (".+", "a name"), "device": (r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:0"),
+    "study": (".+", "a name or a file"), "device": (r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:0"),
     "train": ("True|False|yes|no", "yes or no"), "split": ("seed|method", "seed or method"),
 }
 for key, value in config.items():
@@ -33,15 +34,21 @@ for key, value in config.items():
 # there, and is to find the same graph. So it is also spared importing torch.
 if workflow.is_main_process:
     from pruning.analysis import figures
-    from pruning.study import studies
+    from pruning.study import runner, studies
 
     try:
         study = studies.load(config.get("study", "digits"))
     except ValueError as error:
         raise WorkflowError(str(error)) from None
+    if study.own:
+        try:
+            runner.check(study.runs)  # that their networks fit their data, before anything is trained
+        except (ValueError, RuntimeError) as error:
+            raise WorkflowError(str(error)) from None
     if study.plan:
         raise WorkflowError(f"the study '{study.name}' measures trade-offs: run 'make tradeoff'")
-    STUDY = graph.decide(study, figures.folder(study.name), config.get("train") not in (False, "no"))
+    named = study.name if study.file.parent.name == "studies" else str(config["study"])  # as notebooks are told of it
+    STUDY = graph.decide(study, named, figures.folder(study.name), config.get("train") not in (False, "no"))
 else:
     STUDY = graph.read(config.get("study", "digits"))
 RESULTS = records.folder(STUDY.study)
@@ -52,7 +59,7 @@ STORIES = {
     "3-training-effort": ["figure-2-implementation", "figure-5-training-effort"],
 }
 if "adaptive" in STUDY.methods:
-    STORIES["5-prune-control"] = ["figure-6-frontier"]
+    STORIES["5-prune-control"] = ["figure-6-overview", "figure-6-frontier"]
 # Notebook 5 reads the tables of these studies too, where they are.
 BESIDE = [path for name in ("methods", "ingredients", "lenet", "smallest") if name != STUDY.study
           if (path := records.folder(name) / "runs.csv").is_file()]
@@ -98,7 +105,7 @@ def stale(name):
 
 
 def given(benchmark=None, seeds=None):
-    parameters = {"study": STUDY.study}
+    parameters = {"study": STUDY.given}
     if benchmark:
         parameters |= {
             "benchmark": benchmark, "seeds": list(seeds), "methods": list(STUDY.methods),
@@ -178,7 +185,7 @@ rule train:
         **({"gpu": 1} if config.get("device", "cpu") != "cpu" else {}),
     # The output appears when all went well.
     shell:
-        "python -m pruning run {STUDY.study} --benchmark {wildcards.benchmark} --seeds [{wildcards.seed}]"
+        "python -m pruning run {STUDY.given:q} --benchmark {wildcards.benchmark} --seeds [{wildcards.seed}]"
         " --methods [{wildcards.method}] --device {params.device} > {log:q} 2>&1"
         " || {{ cat {log:q} >&2; exit 1; }}; cp {log:q} {output:q}"
 
@@ -190,7 +197,7 @@ rule table:
     output: RESULTS / "runs.csv"
     params:
         whole="--whole" if STALE else "",
-    shell: "python -m pruning table {STUDY.study} {params.whole}"
+    shell: "python -m pruning table {STUDY.given:q} {params.whole}"
 
 
 rule savings:
@@ -198,7 +205,7 @@ rule savings:
     localrule: True
     input: [path for benchmark in STUDY.benchmarks if STUDY.remake for path in trained(benchmark)]
     output: SAVINGS
-    shell: "python -m pruning savings tables {STUDY.study}"
+    shell: "python -m pruning savings tables {STUDY.given:q}"
 
 
 rule benchmark:

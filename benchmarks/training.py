@@ -174,7 +174,7 @@ def convolutions(names: list[str], rounds: int, seconds: float) -> list[tuple]:
     rows = []
     for name in names:
         for density in DENSITIES:
-            make = functools.partial(passes, BENCHMARKS[name][1], 128, density)
+            make = functools.partial(passes, BENCHMARKS[name].network, 128, density)
             found = rates({"own": make(), "torch": by_pytorch(make)}, 128, rounds, seconds, torch.device("cpu"))
             rows.append((name, density, convolution.form(), found["own"], found["torch"]))
     return rows
@@ -264,7 +264,8 @@ def side_by_side(seconds: float) -> float:
     script = (
         "import sys, time, torch; torch.set_num_threads(1)\n"
         "from benchmarks.training import *\n"
-        "data = datasets.load('digits'); one = ours(data, BENCHMARKS['digits-2c'][1], 128, torch.device('cpu'), True)\n"
+        "data, network = datasets.load('digits'), BENCHMARKS['digits-2c'].network\n"
+        "one = ours(data, network, 128, torch.device('cpu'), True)\n"
         "[one() for _ in range(5)]; print('ready', flush=True); sys.stdin.readline()\n"
         f"n, end = 0, time.process_time() + {seconds}\n"
         "while time.process_time() < end: one(); n += 1\n"
@@ -303,7 +304,7 @@ def timed(benchmark: str, device: torch.device) -> list[tuple[str, float]]:
         if datasets.fingerprint(name) is not None:
             seconds = fresh(f"from pruning.study import datasets; began = time.process_time(); datasets.load('{name}')")
             parts.append((f"load {name} from its prepared copy", seconds))
-    dataset, notation = BENCHMARKS[benchmark]
+    dataset, notation = BENCHMARKS[benchmark].dataset, BENCHMARKS[benchmark].network
     data = datasets.load(dataset, device)
     training = prepare(notation, Recipe(), 0.5, METHODS["unpruned"], 0, device)
     parts.append(
@@ -338,7 +339,7 @@ def main() -> None:
     product = matrix_rate(device)
     rows, lines = [], []
     for name in given.benchmarks:
-        dataset, notation = BENCHMARKS[name]
+        dataset, notation = BENCHMARKS[name].dataset, BENCHMARKS[name].network
         data = datasets.load(dataset, device)
         pictures = Pictures(data)
         macs = sum(layer.macs for layer in layers(notation))
@@ -374,7 +375,7 @@ def main() -> None:
             print(lines[-1], flush=True)
 
     wide = []
-    dataset, notation = BENCHMARKS[given.benchmarks[0]]
+    dataset, notation = BENCHMARKS[given.benchmarks[0]].dataset, BENCHMARKS[given.benchmarks[0]].network
     data = datasets.load(dataset, device)
     for factor in (1, 2, 4, 8):
         grown = "-".join(
@@ -392,7 +393,7 @@ def main() -> None:
         for name, density, form, own, torchs in compared:
             for variant, rate in (("convolutions_compiled", own), ("convolutions_torch", torchs)):
                 who = form if variant == "convolutions_compiled" else "torch"
-                rows.append((BENCHMARKS[name][1], 128, 1, density, variant, instructions, who, round(rate)))
+                rows.append((BENCHMARKS[name].network, 128, 1, density, variant, instructions, who, round(rate)))
             kernel.append(
                 f"| {instructions} | {form} | {name} | {100 * density:g} % "
                 f"| {own:,.0f} | {torchs:,.0f} | {own / torchs:.2f} |"

@@ -137,7 +137,8 @@ def table(given: argparse.Namespace) -> None:
 
 
 def readme(given: argparse.Namespace) -> None:
-    """Put the tables and claims made from the records into README.md."""
+    """Put the tables and claims made from the records into README.md and docs/results.md."""
+    from pruning.analysis.readme import PAGES
     from pruning.analysis.readme import readme as with_tables
     from pruning.files import write_whole
     from pruning.methods import METHODS
@@ -146,13 +147,14 @@ def readme(given: argparse.Namespace) -> None:
     from pruning.study.store import recorded
     from pruning.study.studies import load
 
-    path = root() / "README.md"
     more: dict[str, list[dict]] = {"smallest": [], "methods": []}
     for name in more:
         with contextlib.suppress(StudyError):
             more[name] = recorded(load(name))
-    text = path.read_text(encoding="utf-8")
-    write_whole(path, with_tables(text, recorded(load(given.study)), METHODS, *more.values()).encode())
+    records = recorded(load(given.study))
+    for path in (root() / page for page in PAGES):
+        text = path.read_text(encoding="utf-8")
+        write_whole(path, with_tables(text, records, METHODS, *more.values()).encode())
 
 
 def fresh(given: argparse.Namespace) -> None:

@@ -30,12 +30,13 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 
+from pruning.hooks import share_dense_gradients
 from pruning.masks import verify
 from pruning.methods import METHODS, Method
 from pruning.pruner import Pruner
@@ -81,7 +82,7 @@ class PruneControl:
         requirement: float,
         method: Method = METHODS["iterative"],
         *,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         average: nn.Module | None = None,
         patience: int = 10,
         budget: int | None = None,
@@ -165,6 +166,8 @@ class PruneControl:
         if checkpoint is not None and self._lacks_checkpoint and iteration == checkpoint + 1:
             self.pruner.remember("early")
         if self._hook_acts:
+            if self.hook.dense:
+                share_dense_gradients(self.pruner.layers)
             self.hook.step(self.pruner, iteration)
             for layer in self.pruner.layers.values():
                 layer.dense_grad = None

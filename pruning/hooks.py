@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from pruning.layers import Synapses
+from pruning.processes import mean
+
 if TYPE_CHECKING:
     from pruning.pruner import Pruner
 
@@ -207,6 +210,13 @@ class BiasedDecay(Hook):
     def decay(self, weight: Tensor) -> Tensor:
         """Compute the bias's gradient, of ``weight``'s shape."""
         return self.strength * self.scale * weight.sign() / (1 + self.scale * weight.abs()).square()
+
+
+def share_dense_gradients(layers: Mapping[str, Synapses]) -> None:
+    """Average the gradients of pruned synapses over the processes, where several train one model."""
+    for layer in layers.values():
+        if layer.parameter.requires_grad:
+            layer.dense_grad = mean(torch.zeros_like(layer.parameter) if layer.dense_grad is None else layer.dense_grad)
 
 
 def _scale(now: Tensor, then: Tensor) -> Tensor | float:

@@ -7,10 +7,11 @@ A layer becomes masked by a change of its class, so it stays the same object wit
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 if TYPE_CHECKING:
     _Module = nn.Module
@@ -98,6 +99,16 @@ class Synapses:
         self.set_mask(self.mask & keep)
 
 
+class _Watch(NamedTuple):
+    """A weight's hook, and what it was made for: the weight, the mask's place in memory and what was asked for."""
+
+    weight: Tensor
+    place: int
+    asked: tuple[bool, bool]
+    kept: Tensor
+    hook: RemovableHandle | None
+
+
 class Masked(Synapses, _Module):
     """What masked layers share: a mask per weight, exact zeros at reading, gradients without pruned synapses."""
 
@@ -121,16 +132,15 @@ class Masked(Synapses, _Module):
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
         if mask is None:  # while the layer is being made
             return weight
-        if self.learns_masked or not isinstance(weight, nn.Parameter) or torch.compiler.is_compiling():
+        if self.learns_masked or torch.compiler.is_compiling() or not isinstance(weight, nn.Parameter):
             return self._product(name, weight, mask)
         if torch.jit.is_tracing():
             return weight * mask
+        watch = self._watch(name, weight, mask)
         try:
-            # As bytes, which are read four times as fast. Autograd does not see it: pruned values are of no use to it.
-            weight.data.mul_(mask.view(torch.uint8))
+            weight.data.mul_(watch.kept)  # autograd does not see it: pruned values are of no use to it
         except RuntimeError:  # within a transform of torch.func
             return self._product(name, weight, mask)
-        self._watch(name)
         return weight
 
     def __getattr__(self, name: str):
@@ -157,13 +167,31 @@ class Masked(Synapses, _Module):
         latest, before = gradient.detach(), self._dense_grads.get(name)
         self._dense_grads[name] = latest if before is None else before + latest
 
-    def _watch(self, name: str) -> None:
-        """See to it that the gradient of the weight passes the mask."""
-        weight, watched = cast(nn.Parameter, self._parameters[name]), self.__dict__.setdefault("_watched", {})
-        if not weight.requires_grad or name in self.__dict__.get("_tied", {}):
-            return
-        if name not in watched or watched[name][0] is not weight:
-            watched[name] = weight, weight.register_hook(functools.partial(self._mask_gradient, name))
+    def _watch(self, name: str, weight: Tensor, mask: Tensor) -> _Watch:
+        """See to it that the gradient of the weight passes the mask, by a hook that is made anew when either changes.
+
+        Where nothing else is asked for, the hook is a product in C, without a call of Python.
+        """
+        watches = self.__dict__.setdefault("_watches", {})
+        asked = weight.requires_grad, self.dense_gradient
+        watch = watches.get(name)
+        if watch and watch.weight is weight and watch.place == mask.data_ptr() and watch.asked == asked:
+            return watch
+        if watch and watch.hook:
+            watch.hook.remove()
+        kept = mask.view(torch.uint8)  # read four times as fast as a mask of bool
+        hook = None
+        if weight.requires_grad and name not in self.__dict__.get("_tied", {}):
+            plain = not (self.dense_gradient or self.learns_masked)
+            hook = weight.register_hook(kept.mul if plain else functools.partial(self._mask_gradient, name))
+        watches[name] = watch = _Watch(weight, mask.data_ptr(), asked, kept, hook)
+        return watch
+
+    def _watch_all(self) -> None:
+        for name in self._masked:
+            weight, mask = self._parameters.get(name), self._mask_of(name)
+            if isinstance(weight, nn.Parameter) and mask is not None:
+                self._watch(name, weight, mask)
 
     def _mask_gradient(self, name: str, gradient: Tensor) -> Tensor:
         if self.dense_gradient and not self.learns_masked:
@@ -178,16 +206,26 @@ class Masked(Synapses, _Module):
         weight = cast(nn.Parameter, self._parameters[name])
         mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(torch.bool)
         self.register_buffer(mask_name(name), mask)
-        self._watch(name)
+        self._watch(name, weight, mask)
 
     def __getstate__(self) -> dict:
         state = cast(dict, super().__getstate__())
-        return {key: value for key, value in state.items() if key not in ("_watched", "_dense")}
+        state = {key: value for key, value in state.items() if key not in ("_watches", "_dense")}
+        if "_flat_weights" in state:  # a recurrent layer's list may hold products, which cannot be copied
+            state["_flat_weights"] = [self._parameters.get(name) for name in state["_flat_weights_names"]]
+        return state
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        for name in self._masked:
-            self._watch(name)
+        self._watch_all()
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise RuntimeError("torch.jit.script cannot compile masked layers: give it unmasked(copy.deepcopy(model))")
+
+    def _refuse(self, qconfig) -> NoReturn:
+        raise RuntimeError("torch.ao.quantization passes over masked layers: give it unmasked(copy.deepcopy(model))")
+
+    qconfig = property(fset=_refuse)  # torch.ao sets it first of all
 
     def extra_repr(self) -> str:
         synapses = sum(cast(nn.Parameter, self._parameters[name]).numel() for name in self._masked)
@@ -205,8 +243,7 @@ class Masked(Synapses, _Module):
             if weight is not None and key not in state_dict and mask_name(name) in self._buffers:
                 state_dict[key] = torch.ones_like(weight, dtype=torch.bool)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        for name in self._masked:
-            self._watch(name)
+        self._watch_all()
 
     def forward(self, *args, **kwargs):
         for name in self._masked:  # for layers that keep their weights in a list of their own, as recurrent ones do
@@ -259,6 +296,9 @@ def mask_name(name: str) -> str:
     return "mask" if name == "weight" else f"{name}_mask"
 
 
+# They read their weight by its name each time, so it needs no reading before.
+READING = {layer.forward for layer in (nn.Linear, nn.Bilinear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+
 _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[Masked]] = {}
 
 
@@ -280,7 +320,9 @@ def _make_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[Masked]:
         return _unpickled, (plain, names), self.__getstate__()
 
     read = {name: property(functools.partial(lambda name, self: self._read(name), name)) for name in names}
-    own = {"_masked": names, "plain": plain, "__init__": begin, "__reduce_ex__": reduce, "__module__": __name__}
+    own: dict = {"_masked": names, "plain": plain, "__init__": begin, "__reduce_ex__": reduce, "__module__": __name__}
+    if plain.forward in READING:
+        own["forward"] = plain.forward
     return type(f"Masked{plain.__name__}", (Masked, plain), own | read)
 
 

@@ -50,7 +50,8 @@ def masked(
     """Give the weights of a model's layers masks, in place; returns the model.
 
     ``include`` and ``exclude`` list types of layers and patterns of their names (``"features.*"``); what is included
-    are the weights of two or more dimensions. Layers stay the same objects with the same parameters, so an optimizer
+    are the weights of two or more dimensions. A pattern that ends in the name of a parameter (``"*.kernel"``) means it
+    alone, whatever it is called. Layers stay the same objects with the same parameters, so an optimizer
     made before goes on working. Weights that are tied share one mask. Masks of ``torch.nn.utils.prune`` are taken
     over. With ``zeros_pruned`` a weight that is exactly zero counts as pruned: so a sparse model that was saved
     without masks goes on. One warning names the weights that got no mask, unless they were excluded. Raises
@@ -60,8 +61,8 @@ def masked(
     include, exclude = tuple(include), tuple(exclude)
     holders: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for path, module in model.named_modules():
-        chosen = _matches(path, module, include) and not _matches(path, module, exclude)
-        if chosen:
+        chosen = _matches(path, module, include) or any(_named(path, name, include) for name in module._parameters)
+        if chosen and not _matches(path, module, exclude):
             _check(path, module)
         for name, weight in module._parameters.items():
             if weight is not None:
@@ -80,10 +81,20 @@ def _matches(path: str, module: nn.Module, chosen: tuple) -> bool:
     return any(fnmatch.fnmatch(path, item) if isinstance(item, str) else isinstance(module, item) for item in chosen)
 
 
+def _named(path: str, name: str, chosen: tuple) -> bool:
+    patterns = [item for item in chosen if isinstance(item, str) and item.rpartition(".")[2] == name]
+    return any(fnmatch.fnmatch(f"{path}.{name}".lstrip("."), item) for item in patterns)
+
+
 def _wanted(module: nn.Module, name: str, path: str, include: tuple, exclude: tuple) -> bool:
     weight = module._parameters[name]
-    fits = "weight" in name and weight is not None and weight.dim() > 1
-    return fits and _matches(path, module, include) and not _matches(path, module, exclude)
+    if weight is None or weight.dim() < 2 or _excluded(module, name, path, exclude):
+        return False
+    return _named(path, name, include) or ("weight" in name and _matches(path, module, include))
+
+
+def _excluded(module: nn.Module, name: str, path: str, exclude: tuple) -> bool:
+    return _matches(path, module, exclude) or _named(path, name, exclude)
 
 
 def _check(path: str, module: nn.Module) -> None:
@@ -135,7 +146,7 @@ def _warn_of_rest(model: nn.Module, exclude: tuple) -> None:
     rest, count = [], 0
     for path, module in model.named_modules():
         for name, weight in module._parameters.items():
-            if weight is None or weight.dim() < 2 or id(weight) in have or _matches(path, module, exclude):
+            if weight is None or weight.dim() < 2 or id(weight) in have or _excluded(module, name, path, exclude):
                 continue
             have.add(id(weight))
             rest.append(f"{path}.{name}".lstrip("."))
@@ -147,7 +158,13 @@ def _warn_of_rest(model: nn.Module, exclude: tuple) -> None:
 
 
 def unmasked(model: nn.Module) -> nn.Module:
-    """Turn every masked layer back into its plain class, with zeros in place; in place, as ``masked``."""
+    """Turn every masked layer back into its plain class, with zeros in place; in place, as ``masked``.
+
+    What goes by a layer's class needs that, and a masked layer says so: ``torch.jit.script`` and the quantization of
+    ``torch.ao``. ``torch.export``, ``torch.jit.trace``, ``torch.onnx`` and ``torch.fx`` take masked models too, and
+    write the product of weight and mask, or the weight with its zeros. ``unmasked(copy.deepcopy(model))`` leaves the
+    model as it is.
+    """
     for layer in masked_layers(model).values():
         layer.set_mask(layer.mask)
     for module in list(model.modules()):
@@ -156,9 +173,10 @@ def unmasked(model: nn.Module) -> nn.Module:
         for name in module._masked:
             module._buffers.pop(mask_name(name), None)
             module._non_persistent_buffers_set.discard(mask_name(name))
-        for _, hook in module.__dict__.get("_watched", {}).values():
-            hook.remove()
-        for key in ("_watched", "_dense", "_tied", "dense_gradient", "learns_masked"):
+        for watch in module.__dict__.get("_watches", {}).values():
+            if watch.hook:
+                watch.hook.remove()
+        for key in ("_watches", "_dense", "_tied", "dense_gradient", "learns_masked"):
             module.__dict__.pop(key, None)
         object.__setattr__(module, "__class__", module.plain)
     return model

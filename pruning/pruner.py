@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +24,17 @@ from pruning.compensation import Jacobian
 from pruning.hooks import Hook
 from pruning.layers import Synapses
 from pruning.masks import masked_layers
+from pruning.processes import copy_from_first
 
 
 class Pruner:
     """Score, prune, save and rewind a model of masked layers, with its average and its optimizer.
 
     ``criterion``, ``allocation`` and ``masking`` are the method's, ``hook`` is the control's own. The ``optimizer``'s
-    momentum of pruned synapses is cleared, so that stored weights stay zero too. An ``average`` (a masked copy of the
-    model, evaluated and delivered) gets the masks; with ``score_average`` it is what is scored. ``paces`` sets the pace
-    of single layers by name. Random criteria follow from ``seed`` and ``round``, the number of prunings so far.
+    momentum of pruned synapses is cleared, so that stored weights stay zero too; several optimizers come as a list. An
+    ``average`` (a masked copy of the model, evaluated and delivered) gets the masks; with ``score_average`` it is what
+    is scored. ``paces`` sets the pace of single layers by name. Random criteria follow from ``seed`` and ``round``, the
+    number of prunings so far.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class Pruner:
         masking: Callable = above_threshold,
         *,
         hook: Hook | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         average: nn.Module | None = None,
         score_average: bool = False,
         paces: Mapping[str, float] | None = None,
@@ -60,8 +62,9 @@ class Pruner:
                 raise ValueError(f"the pace of '{name}' must be 0 or more, got {pace}")
         self.averages = masked_layers(average) if average is not None else {}
         if average is not None and set(self.averages) != set(self.layers):
-            raise ValueError("average must be a masked copy of the model: its masked layers are others")
-        self.model, self.optimizer, self.average = model, optimizer, average
+            raise ValueError("average must be a masked copy of the model; of what wraps one, pass .module")
+        self.model, self.average = model, average
+        self.optimizer = Together(optimizer) if isinstance(optimizer, Sequence) else optimizer
         self.criterion, self.allocation, self.masking, self.hook = criterion, allocation, masking, hook or Hook()
         self.score_average, self.paces, self.seed = score_average, dict(paces or {}), seed
         for layer in (*self.layers.values(), *self.averages.values()):
@@ -122,7 +125,9 @@ class Pruner:
             raise ValueError(f"the threshold of layer '{bad[0]}' is not a number: its scores hold NaN")
         masks = self._masks(thresholds, scores)
         if jacobian is not None:
-            jacobian.compensate(masks, {id(model): model for model in (self.model, self.evaluated)}.values())
+            models = dict.fromkeys((self.model, self.evaluated))
+            jacobian.compensate(masks, models)
+            copy_from_first(weight for model in models for weight in model.parameters())
         self._set_masks(masks)
         return {name: float(threshold) for name, threshold in thresholds.items()}
 
@@ -148,15 +153,8 @@ class Pruner:
                 layer.mask.copy_(keep)
             elif layer is not None:
                 layer.set_mask(keep)
-        if not self.hook.learns_masked:
-            self._clear_momentum(self.layers[name])
-
-    def _clear_momentum(self, layer) -> None:
-        if self.optimizer is None:
-            return
-        for value in self.optimizer.state.get(layer.weight, {}).values():
-            if isinstance(value, Tensor) and value.shape == layer.mask.shape:
-                value.masked_fill_(~layer.mask, 0)
+        if self.optimizer is not None and not self.hook.learns_masked:
+            _clear_momentum(self.optimizer, self.layers[name])
 
     def snapshot(self) -> dict:
         """Copy the states of model, average and optimizer."""
@@ -194,6 +192,33 @@ class Pruner:
     def load_state_dict(self, state: Mapping) -> None:
         """Go on from ``state_dict()``."""
         self.round, self.checkpoints = state["round"], copy.deepcopy(state["checkpoints"])
+
+
+class Together:
+    """Several optimizers as one, where a pruner clears momentum or rewinds."""
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]):
+        self.optimizers = tuple(optimizers)
+
+    @property
+    def state(self) -> dict:
+        """Momentum and the like of every parameter."""
+        return {parameter: state for each in self.optimizers for parameter, state in each.state.items()}
+
+    def state_dict(self) -> dict:
+        """Return the states by their place."""
+        return {str(place): each.state_dict() for place, each in enumerate(self.optimizers)}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Go on from ``state_dict()``."""
+        for place, each in enumerate(self.optimizers):
+            each.load_state_dict(state[str(place)])
+
+
+def _clear_momentum(optimizer: torch.optim.Optimizer | Together, layer: Synapses) -> None:
+    for value in optimizer.state.get(layer.weight, {}).values():
+        if isinstance(value, Tensor) and value.shape == layer.mask.shape:
+            value.masked_fill_(~layer.mask, 0)
 
 
 def _require_finite(layers: Mapping[str, Synapses]) -> None:

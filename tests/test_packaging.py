@@ -20,7 +20,14 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # What a room may import beside the core's needs: the extras of its own and of the rooms below it.
-ROOMS = {"core": (), "accel": (), "deploy": ("deploy",), "study": ("study",), "analysis": ("study", "deploy")}
+ROOMS = {
+    "core": (),
+    "accel": (),
+    "integrations": ("integrations",),
+    "deploy": ("deploy",),
+    "study": ("study",),
+    "analysis": ("study", "deploy"),
+}
 
 
 def declared(*extras):

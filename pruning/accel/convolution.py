@@ -153,8 +153,8 @@ def _plain(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     return (
         isinstance(layer, nn.Conv2d)
         and type(layer) in (nn.Conv2d, MaskedConv2d)
-        and layer.weight.dtype == torch.float32
-        and layer.weight.device.type == "cpu"
+        and (weight := layer.parameter if isinstance(layer, MaskedConv2d) else layer.weight).dtype == torch.float32
+        and weight.device.type == "cpu"
         and layer.in_channels * layer.out_channels <= CONNECTIONS
         and layer.kernel_size[0] == layer.kernel_size[1]
         and layer.bias is not None

@@ -13,7 +13,8 @@ at most 0.05 only where all five point the same way. The range of five seeds is 
 the 1 - 2/32 = 93.75 % confidence interval of their median (sign test).
 
 A claim holds when all of its parts hold, does not hold when none does, and holds in part
-otherwise. A run that did not reach its requirement counts with density 1 and effort 1.
+otherwise. A claim of how much can be pruned that does not hold as a number, since significantly
+more is pruned here, goes further. A run that did not reach its requirement counts with density 1 and effort 1.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -43,7 +44,7 @@ LEVEL = 0.05  # the largest p, one-sided, that counts
 ABOUT = 0.05  # so far from the report's fraction a value may lie and still be "about" it
 LOSS = 0.005  # so small a loss of test accuracy counts as none
 
-HOLDS, PARTLY, FAILS, UNKNOWN = "holds", "holds in part", "does not hold", "not measured"
+HOLDS, FURTHER, PARTLY, FAILS, UNKNOWN = "holds", "goes further", "holds in part", "does not hold", "not measured"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Claim:
 
     ``kind`` is the values' unit: ``percent`` and ``points`` are fractions, ``factor`` a ratio whose
     mean is geometric. ``references`` names values to compare with. ``p`` is the one-sided p of the
-    last part, ``against`` what it tests; ``missing`` what has no records yet.
+    last part, ``against`` what it tests; ``missing`` what has no records yet. ``surpassed`` says that
+    this test shows more to be pruned than the report says, ``construction`` that nothing else could come out.
     """
 
     name: str
@@ -74,14 +76,23 @@ class Claim:
     parts: tuple[Part, ...] = ()
     p: Fraction | None = None
     missing: tuple[str, ...] = ()
+    surpassed: bool = False
+    construction: bool = False
 
     @property
     def verdict(self) -> str:
-        """``holds``, ``holds in part``, ``does not hold`` or ``not measured``, from the parts alone."""
+        """``holds``, ``goes further``, ``holds in part``, ``does not hold`` or ``not measured``."""
         holding = sum(part.holds for part in self.parts)
         if not self.parts:
             return UNKNOWN
+        if self.surpassed and holding < len(self.parts):
+            return FURTHER
         return FAILS if not holding else HOLDS if holding == len(self.parts) else PARTLY
+
+    @property
+    def judged(self) -> str:
+        """The verdict, and whether it follows from how the number is made."""
+        return f"{self.verdict}, by construction" if self.construction and self.parts else self.verdict
 
     @property
     def measured(self) -> str:
@@ -124,7 +135,7 @@ def markdown(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
     """Write the README's table of claims; ``titles`` as ``tables.titles`` gives it."""
     heads = ("", "the report says", "measured here", "test over paired seeds", "verdict")
     judged = enumerate(claims(table), start=1)
-    rows = [(f"{number}", one.says, one.measured, one.test, f"**{one.verdict}**") for number, one in judged]
+    rows = [(f"{number}", one.says, one.measured, one.test, f"**{one.judged}**") for number, one in judged]
     measured = f"Measured on {measured_on(titles)}." if titles else "Nothing measured."
     return f"{markdown_table(heads, rows)}\n\n{measured}"
 
@@ -144,18 +155,20 @@ def _reductions(density: pd.DataFrame) -> Claim:
         parts.append(Part("average of all", _values(together), _near(together, mean)))
         p = sign_flip(together - mean)
     rule = f"smallest at least {smallest}, largest at most {largest}, average {usual}"
+    beyond = f"no reduction is below them and the average is above {usual}, p at most {LEVEL}"
     names = (f"the report's smallest, {smallest}", f"average, {usual}", f"and largest, {largest}")
     return Claim(
         name="reductions",
         says=f"Pruning removes {smallest} to {largest} of the synapses, {usual} on average",
         quantity="synapses removed, on average over benchmarks and requirements",
         kind="percent",
-        rule=f"{rule}; each within {100 * ABOUT:.0f} points",
+        rule=f"{rule}; each within {100 * ABOUT:.0f} points; it goes further where {beyond}",
         against=f"more than {usual} on average",
         references=tuple(zip(names, (least, mean, most))),
         parts=tuple(parts),
         p=p,
         missing=_missing(density),
+        surpassed=p is not None and p <= LEVEL and parts[0].holds,
     )
 
 
@@ -163,17 +176,22 @@ def _significant(density: pd.DataFrame) -> Claim:
     ((place, value),) = REPORTED.items()
     values = density[place].dropna() if place in density else pd.Series(dtype=float)
     below = not len(values) or values.mean() <= value
+    p = sign_flip(value - values if below else values - value) if len(values) else None
     return Claim(
         name="significant",
         says=f"{_setting(place)} has about {percent(value)} significant synapses",
         quantity="significant synapses",
         kind="percent",
-        rule=f"the range of the seeds comes within {100 * ABOUT:.0f} points of {percent(value)}",
+        rule=(
+            f"the range of the seeds comes within {100 * ABOUT:.0f} points of {percent(value)}; "
+            f"it goes further where fewer are left, p at most {LEVEL}"
+        ),
         against=f"{'fewer' if below else 'more'} than {percent(value)}",
         references=((f"the report's {percent(value)}", value),),
         parts=(Part(_setting(place), _values(values), _near(values, value)),) if len(values) else (),
-        p=sign_flip(value - values if below else values - value) if len(values) else None,
+        p=p,
         missing=() if len(values) else (_setting(place),),
+        surpassed=below and p is not None and p <= LEVEL,
     )
 
 
@@ -215,7 +233,9 @@ def _effort(table: pd.DataFrame) -> Claim:
     # A run that never met its requirement was never pruned: it is the same training as without pruning.
     effort = _pivot(table.assign(effort=table["effort"].where(table["reached"], 1.0)), "effort")
     quantity = "iterations with pruning over those without"
-    return _directed("effort", "Pruning raises the training effort", quantity, effort, _means(np.log(effort)))
+    judged = _directed("effort", "Pruning raises the training effort", quantity, effort, _means(np.log(effort)))
+    why = "it cannot be below 1×, as every pruned training contains an unpruned one"
+    return replace(judged, rule=f"{judged.rule}; {why}", construction=True)
 
 
 def _accuracy(table: pd.DataFrame) -> Claim:

@@ -65,6 +65,11 @@ def write_tables(study: Study, progress: Callable[[str], None] = print) -> dict[
     where models are missing: nothing is written then.
     """
     records = pruned(study)
+    if other := next((run for run in records if not run.made_of.is_notation), None):
+        raise StudyError(
+            f"bytes and energy are measured of networks in the report's notation, and that of '{other.benchmark}' is "
+            f"made by {other.network}"
+        )
     lacking = [
         run
         for run, record in records.items()
@@ -84,7 +89,7 @@ def write_tables(study: Study, progress: Callable[[str], None] = print) -> dict[
     for number, (run, record) in enumerate(records.items(), start=1):
         measured = _kept(run, record)
         if measured is None:
-            if dataset is None or dataset.name != run.dataset:
+            if dataset is None or dataset.name != run.made_of.label:
                 dataset = datasets.load(run.dataset)
             state = load_state(run.place("models", ".model"), run.key)
             model = storage.rebuilt(state["network"], state["state"])

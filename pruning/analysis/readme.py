@@ -1,4 +1,4 @@
-"""The README's tables, made from the records and put between their marks.
+"""The tables of README.md and docs/results.md, made from the records and put between their marks.
 
 >>> print(between("<!-- a -->old<!-- /a -->", "a", "new"))
 <!-- a -->
@@ -8,6 +8,7 @@ new
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
@@ -17,6 +18,9 @@ from pruning.analysis.tables import KEYS, compression, frame, speedup, summary, 
 from pruning.analysis.wording import markdown_table, percent, plus_minus
 from pruning.files import DamagedFile
 
+PAGES = ("README.md", "docs/results.md")
+SHORT = ("random", claims.METHOD, comparison.METHOD, comparison.PATIENT)
+
 
 def readme(
     text: str, records: list[dict], methods: Iterable[str], smallest: Iterable[dict] = (), others: Iterable[dict] = ()
@@ -24,26 +28,54 @@ def readme(
     """Return ``text`` with what stands between each pair of marks, such as ``<!-- claims -->``, made from records.
 
     ``smallest`` are the records of the study `smallest`, ``others`` those of `methods`, where there are any. The marks
-    are ``table``, ``saved``, ``claims``, ``targets`` and ``methods``. ``DamagedFile`` names a pair that is missing.
+    are ``found``, ``short``, ``table``, ``saved``, ``claims``, ``targets``, ``methods`` and ``settings``; others stay.
+    ``DamagedFile`` names a mark without its other one.
     """
     table, names, smallest = frame(records), titles(records), list(smallest)
     rivals = comparison.rivals(comparison.joined(table, frame(others)))
     parts = {
-        "table": methods_table(table, names, methods), "saved": compression_table(table, names),
-        "claims": claims.markdown(table, names),
-        "targets": targets.markdown(table, records, frame(smallest) if smallest else None),
-        "methods": comparison.markdown(rivals),
-    }  # fmt: skip
-    for mark, content in parts.items():
-        text = between(text, mark, content)
+        "found": lambda: found(rivals),
+        "short": lambda: methods_table(ends(table), names, SHORT),
+        "table": lambda: methods_table(table, names, methods),
+        "saved": lambda: compression_table(table, names),
+        "claims": lambda: claims.markdown(table, names),
+        "targets": lambda: targets.markdown(table, records, frame(smallest) if smallest else None),
+        "methods": lambda: comparison.markdown(rivals),
+        "settings": lambda: settings_table(rivals),
+    }
+    for mark in dict.fromkeys(re.findall(r"<!-- /?(\w+) -->", text)):
+        if mark in parts:
+            text = between(text, mark, parts[mark]())
     return text
+
+
+def found(table: pd.DataFrame) -> str:
+    """Say in two sentences what the study found, from the runs of all methods."""
+    rows = comparison.overall(table).set_index("method")
+
+    def told(method: str) -> tuple[str, str]:
+        row = rows.loc[method]
+        return f"{100 * row['density']:.1f} %", f"{row['effort']:.1f}"
+
+    (few, much), (some, twice), (report, its) = map(told, (comparison.PATIENT, comparison.METHOD, claims.METHOD))
+    return (
+        f"LeNets on MNIST and CIFAR-10 keep the accuracy asked of them with {few} of their synapses, on average, after "
+        f"{much} times the training that they need unpruned. With {twice} times that training it is {some}; the "
+        f"report's own method leaves {report} at {its} times."
+    )
+
+
+def ends(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs at each benchmark's lowest and highest requirement."""
+    asked = table.groupby("benchmark")["requirement"]
+    return table[(table["requirement"] == asked.transform("min")) | (table["requirement"] == asked.transform("max"))]
 
 
 def between(text: str, mark: str, content: str) -> str:
     """Return ``text`` with ``content`` as all that stands between ``<!-- mark -->`` and ``<!-- /mark -->``."""
     start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     if text.count(start) != 1 or text.count(end) != 1:
-        raise DamagedFile(f"the README must hold the marks {start} and {end} once each")
+        raise DamagedFile(f"the page must hold the marks {start} and {end} once each")
     before, rest = text.split(start)
     after = rest.split(end)[1]
     return f"{before}{start}\n{content}\n{end}{after}"
@@ -67,6 +99,13 @@ def methods_table(table: pd.DataFrame, titles: Mapping[str, str], methods: Itera
         ["benchmark", "requirement", *methods],
         [[*setting(place, titles), *(cell((*place, method)) for method in methods)] for place in settings],
     )
+
+
+def settings_table(table: pd.DataFrame) -> str:
+    """Write every method in every setting, folded: a setting is a benchmark with a requirement."""
+    rows = comparison.worded(comparison.compared(table))
+    body = markdown_table(list(rows.columns), rows.to_numpy().tolist())
+    return f"<details><summary>Every method in every setting: {len(rows)} rows</summary>\n\n{body}\n\n</details>"
 
 
 def compression_table(table: pd.DataFrame, titles: Mapping[str, str], method: str = claims.METHOD) -> str:

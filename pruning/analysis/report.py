@@ -148,7 +148,7 @@ def _linked(body: str, names: set[str]) -> str:
 
 def _front() -> str:
     """Return the README up to where it lists the notebooks, its pictures inside, its links seen from the page."""
-    body = markdown((root() / "README.md").read_text(encoding="utf-8").split("\n## Read\n")[0])
+    body = markdown((root() / "README.md").read_text(encoding="utf-8").split("\n## Notebooks\n")[0])
     body = body.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
 
     def inside(match: re.Match) -> str:

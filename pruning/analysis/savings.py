@@ -1,7 +1,7 @@
 """What pruning saves: the tables of bytes and energy, and the compressed models that are committed.
 
 python -m pruning savings tables report     # storage.csv, energy.csv and compressed/*.prn
-python -m pruning savings readme report     # the README's table of them
+python -m pruning savings readme report     # the table of them in docs/results.md
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def held(energies: pd.DataFrame) -> pd.Series:
 
 
 def markdown(study: Study, method: str = SHOWN) -> str:
-    """Write the README's table: a method's networks at each benchmark's highest requirement."""
+    """Write the table of docs/results.md: a method's networks at each benchmark's highest requirement."""
     stored, energies = tables(study)
     named = titles(pruned(study).values())
     on_chip = ON_CHIP[0]
@@ -156,7 +156,7 @@ def by_layer(model: nn.Module) -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Make the tables and compressed models of a study from its delivered models, or the README's table."""
+    """Make the tables and compressed models of a study from its delivered models, or their table in docs/results.md."""
     parser = argparse.ArgumentParser(prog="python -m pruning savings", description=main.__doc__)
     parser.add_argument("action", choices=("tables", "readme"))
     parser.add_argument("study", nargs="?", default="report")
@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
             kept = held(tables(study)[1])
             print(f"{len(stored)} models; {kept.sum()} of {len(kept)} keep their requirement with shared weights")
         else:
-            path = root() / "README.md"
+            path = root() / "docs/results.md"
             write_whole(path, readme(path.read_text(encoding="utf-8"), study, given.method).encode())
     except (StudyError, DamagedFile, datasets.DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

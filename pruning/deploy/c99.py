@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,13 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from pruning.deploy.stages import Stage, described, stages
+from pruning.deploy.stages import Pool, Stage, described, stages
 
 FLAGS = ("-std=c99", "-O3", "-march=native", "-Wall", "-Wextra", "-Werror")
 LANES = 8  # floats of a 256-bit register
 REGISTERS = 8  # sums to work on at once: two additions begin in each cycle, and each takes four
+
+STACK = 1 << 18  # bytes of activations that a program's stack is trusted with
 
 
 def to_c(model: nn.Module, shape: Sequence[int], quantize: int | None = None) -> str:
@@ -40,12 +43,13 @@ def to_c(model: nn.Module, shape: Sequence[int], quantize: int | None = None) ->
     tables = [_tables(stage, quantize) for stage in chain]
     synapses = sum(np.count_nonzero(stage.weight) for stage in chain)
     kind = "8-bit weights" if quantize else "float weights"
+    functions = [function for stage, table in zip(chain, tables) for function in _functions(stage, table)]
     parts = [
         f"/* {described(chain)}: {synapses} synapses, {kind}, {_bytes(tables)} bytes of tables. */\n{_HEAD}",
-        _LARGER if any(stage.relu or stage.pool for stage in chain) else "",
+        _LARGER if any("larger(" in text for _, text, _ in functions) else "",
         *(_table_text(stage.name, table) for stage, table in zip(chain, tables)),
-        *((_conv if stage.convolution else _linear)(stage, table) for stage, table in zip(chain, tables)),
-        _classify(chain),
+        *(text for _, text, _ in functions),
+        _classify(chain, functions),
         _MAIN.replace("@PIXELS", str(np.prod(chain[0].shape))),
     ]
     return "\n".join(parts)
@@ -64,11 +68,12 @@ def _tables(stage: Stage, quantize: int | None) -> dict[str, np.ndarray]:
     """List a layer's synapses by filter or neuron: ``count`` of each, and ``at``, the place in the input."""
     if quantize not in (None, 8):
         raise ValueError(f"quantize must be None or 8, got {quantize!r}")
-    _, height, width = stage.shape
+    _, height, width = stage.padded
     if stage.convolution:
         owner, channel, row, column = np.nonzero(stage.weight)
-        at = (channel * height + row) * width + column
         weights = stage.weight[owner, channel, row, column]
+        first = owner // (len(stage.weight) // stage.groups) * stage.weight.shape[1]  # channel of the group
+        at = ((first + channel) * height + row * stage.dilation[0]) * width + column * stage.dilation[1]
     else:
         owner, at = np.nonzero(stage.weight)
         weights = stage.weight[owner, at]
@@ -121,6 +126,31 @@ int classify(const float *pixels);
 _LARGER = "static float larger(float a, float b) { return a > b ? a : b; }\n"
 
 
+def _functions(stage: Stage, tables: dict[str, np.ndarray]) -> list[tuple[str, str, int]]:
+    """Return the functions of a stage in order: the name, the text and the number of outputs of each."""
+    fused = stage.pools[:1] if stage.convolution and _pools_in_passing(stage) else []
+    functions = []
+    if any(stage.padding):
+        functions.append((f"{stage.name}_pad", _pad(stage), math.prod(stage.padded)))
+    output = math.prod(fused[0].output if fused else stage.sums)
+    functions.append((stage.name, (_conv if stage.convolution else _linear)(stage, tables), output))
+    for number, pool in enumerate(stage.pools[len(fused) :], start=1):
+        name = f"{stage.name}_pool{number}"
+        functions.append((name, _pool(name, pool), math.prod(pool.output)))
+    return functions
+
+
+def _pools_in_passing(stage: Stage) -> bool:
+    """Whether the sums of a convolution are pooled before they are written: 2 x 2, by the largest."""
+    first = stage.pools[0] if stage.pools else None
+    return first is not None and (first.kind, first.kernel, first.stride, first.padding) == (
+        "max",
+        (2, 2),
+        (2, 2),
+        (0, 0),
+    )
+
+
 def _finish(stage: Stage, tables: dict[str, np.ndarray], value: str, index: str) -> str:
     value = f"{stage.name}_factor[0] * {value}" if "factor" in tables else value
     value = f"{value} + {stage.name}_bias[{index}]"
@@ -128,9 +158,11 @@ def _finish(stage: Stage, tables: dict[str, np.ndarray], value: str, index: str)
 
 
 def _conv(stage: Stage, tables: dict[str, np.ndarray]) -> str:
-    name, width = stage.name, stage.shape[2]
-    filters, height_out, width_out = stage.output
-    step = 2 if stage.pool else 1
+    name, width = stage.name, stage.padded[2] * stage.stride[0]
+    beside = f" * {stage.stride[1]}" if stage.stride[1] > 1 else ""
+    pooled = _pools_in_passing(stage)
+    filters, height_out, width_out = stage.pools[0].output if pooled else stage.sums
+    step = 2 if pooled else 1
     used_height, used_width = height_out * step, width_out * step
     # Blocks of this form are what compilers keep in registers; what one sums beyond the end of a
     # row is never read.
@@ -138,7 +170,7 @@ def _conv(stage: Stage, tables: dict[str, np.ndarray]) -> str:
     fitting = [rows for rows in range(step, used_height + 1, step) if used_height % rows == 0]
     rows = next((rows for rows in fitting if rows * across >= LANES * REGISTERS), used_height)
     value = "sum[y][x]"
-    if stage.pool:
+    if pooled:
         upper, lower = (f"larger(sum[{y}][2 * x], sum[{y}][2 * x + 1])" for y in ("2 * y", "2 * y + 1"))
         value = f"larger({upper},\n                                              {lower})"
     return f"""\
@@ -153,10 +185,10 @@ static void {name}(const float *restrict in, float *restrict out) {{
                 memset(sum, 0, sizeof sum);
                 for (int k = 0; k < count; k++) {{
                     const float w = weight[k];
-                    const float *pixel = in + at[k] + top * {width} + left;
+                    const float *pixel = in + at[k] + top * {width} + left{beside};
                     for (int x = 0; x < {across}; x++)
                         for (int y = 0; y < {rows}; y++)
-                            sum[y][x] = ADD_PRODUCT(sum[y][x], w, pixel[y * {width} + x]);
+                            sum[y][x] = ADD_PRODUCT(sum[y][x], w, pixel[y * {width} + x{beside}]);
                 }}
                 for (int y = 0; y < {rows // step}; y++)
                     for (int x = 0; x < {across // step} && x < {width_out} - left / {step}; x++) {{
@@ -168,6 +200,44 @@ static void {name}(const float *restrict in, float *restrict out) {{
         weight += count;
         at += count;
     }}
+}}
+"""
+
+
+def _pad(stage: Stage) -> str:
+    (channels, height, width), (top, left, *_) = stage.shape, stage.padding
+    _, padded_height, padded_width = stage.padded
+    return f"""\
+static void {stage.name}_pad(const float *restrict in, float *restrict out) {{
+    memset(out, 0, {math.prod(stage.padded)} * sizeof *out);
+    for (int channel = 0; channel < {channels}; channel++)
+        for (int y = 0; y < {height}; y++)
+            memcpy(out + (channel * {padded_height} + {top} + y) * {padded_width} + {left},
+                   in + (channel * {height} + y) * {width}, {width} * sizeof *out);
+}}
+"""
+
+
+def _pool(name: str, pool: Pool) -> str:
+    (channels, height, width), (_, height_out, width_out) = pool.shape, pool.output
+    (tall, wide), (down, right), (above, before) = pool.kernel, pool.stride, pool.padding
+    value = f"in[(channel * {height} + row) * {width} + column]"
+    if pool.kind == "max":
+        start, step, result = "-INFINITY", f"value = larger(value, {value});", "value"
+    else:
+        start, step, result = "0", f"value += {value};", f"value / {tall * wide}"
+    return f"""\
+static void {name}(const float *restrict in, float *restrict out) {{
+    for (int channel = 0; channel < {channels}; channel++)
+        for (int y = 0; y < {height_out}; y++)
+            for (int x = 0; x < {width_out}; x++) {{
+                float value = {start};
+                for (int row = y * {down} - {above}; row < y * {down} - {above} + {tall}; row++)
+                    for (int column = x * {right} - {before}; column < x * {right} - {before} + {wide}; column++)
+                        if (row >= 0 && row < {height} && column >= 0 && column < {width})
+                            {step}
+                out[(channel * {height_out} + y) * {width_out} + x] = {f"larger({result}, 0)" if pool.relu else result};
+            }}
 }}
 """
 
@@ -191,16 +261,18 @@ static void {name}(const float *restrict in, float *restrict out) {{
 """
 
 
-def _classify(chain: Sequence[Stage]) -> str:
-    sizes = [int(np.prod(chain[0].shape)), *(int(np.prod(stage.output)) for stage in chain)]
-    first, second = max(sizes[::2]), max(sizes[1::2])
-    calls = "\n".join(f"    {stage.name}({'ab'[i % 2]}, {'ba'[i % 2]});" for i, stage in enumerate(chain))
-    result = "ab"[len(chain) % 2]
+def _classify(chain: Sequence[Stage], functions: Sequence[tuple[str, str, int]]) -> str:
+    sizes = [math.prod(chain[0].shape), *(size for _, _, size in functions)]
+    beyond = 2 * LANES * max(stage.stride[1] for stage in chain)
+    first, second = max(sizes[::2]) + beyond, max(sizes[1::2]) + beyond
+    calls = "\n".join(f"    {name}({'ab'[i % 2]}, {'ba'[i % 2]});" for i, (name, _, _) in enumerate(functions))
+    result = "ab"[len(functions) % 2]
+    where = "static " if 4 * (first + second) > STACK else ""
     return f"""\
 /* The class of one image [C, H, W], normalised as in training. */
 int classify(const float *pixels) {{
-    /* Convolutions read up to {2 * LANES - 1} values beyond the last row. */
-    float a[{first + 2 * LANES}], b[{second + 2 * LANES}];
+    /* Convolutions read up to {beyond - 1} values beyond the last row. */
+    {where}float a[{first}], b[{second}];
     memset(a, 0, sizeof a);
     memset(b, 0, sizeof b);
     memcpy(a, pixels, {sizes[0]} * sizeof *a);

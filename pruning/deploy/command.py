@@ -1,13 +1,14 @@
 """Make a pruned network small, and ready for a device.
 
-python -m pruning deploy MODEL OUT_DIR [--network NOTATION] [--quantize 8]
+python -m pruning deploy MODEL OUT_DIR [--network NETWORK] [--input 3x32x32] [--quantize 8]
 """
 
 from __future__ import annotations
 
 import argparse
+import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,10 +19,12 @@ from pruning.deploy.c99 import table_bytes, to_c
 from pruning.deploy.dead_neurons import remove_dead_neurons
 from pruning.deploy.onnx import to_onnx
 from pruning.deploy.quantization import share_weights
-from pruning.deploy.stages import notation_of
+from pruning.deploy.stages import Shape, described, notation_of, stages
 from pruning.files import write_whole
 from pruning.masks import masked, masked_layers
-from pruning.notation import input_shape, lenet
+from pruning.notation import INPUT, input_shape, lenet
+
+NETWORK = "--network 28x28-6c5-16c5-120-84-10, or --network package.module:function --input 3x32x32"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,35 +33,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("model", type=Path, help="a stored network (.prn), or a state dict of PyTorch")
     add("folder", type=Path, metavar="OUT_DIR", help="where model.prn, model.onnx and model.c are written")
-    add("--network", metavar="NOTATION", help="what a state dict belongs to, such as 28x28-6c5-16c5-120-84-10")
+    add(
+        "--network",
+        help="what a state dict belongs to: a notation such as 28x28-6c5-16c5-120-84-10, or package.module:function, "
+        "which returns a sequential network",
+    )
+    add("--input", type=_size, metavar="CxHxW", help="the size of an image, for a network made by a function")
     add("--quantize", type=int, choices=[8], help="8-bit weights in model.c")
     add("--clusters", type=int, default=64, metavar="N", help="shared weights per layer, 0 to keep each (default 64)")
     options = parser.parse_args(arguments)
     try:
-        model, notation = opened(options.model, options.network)
-        shape = input_shape(notation)
+        model, shape, notation = opened(options.model, options.network, options.input)
         dense = len(storage.encode(model, "dense32", notation))
-        small = remove_dead_neurons(model, shape)
-        short = notation_of(small, shape)
-        if options.clusters:
-            small = share_weights(small, options.clusters)
+        stored, small, short = _narrowed(model, shape, notation, options.clusters)
+        source = to_c(small, shape, options.quantize)
         encoding = "entropy" if options.clusters else "relative"
         written = {
-            "model.prn": storage.save(options.folder / "model.prn", small, encoding, short),
+            "model.prn": storage.save(options.folder / "model.prn", stored, encoding, short),
             "model.onnx": to_onnx(small, shape, options.folder / "model.onnx"),
         }
-        source = to_c(small, shape, options.quantize)
         write_whole(options.folder / "model.c", source.encode())
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     counted = [(layer.significant, layer.synapses) for layer in masked_layers(model).values()]
     significant, synapses = (sum(column) for column in zip(*counted))
-    print(f"{notation}: {significant} of {synapses} synapses; without dead neurons {short}")
+    narrow = short or described(stages(small, shape))
+    print(f"{notation or options.network}: {significant} of {synapses} synapses; without dead neurons {narrow}")
     sharing = f"{options.clusters} shared weights per layer" if options.clusters else "every weight kept"
     lines = [
         ("dense, 32 bits", dense, ""),
-        ("model.prn", written["model.prn"], f"{encoding}, {sharing}"),
+        ("model.prn", written["model.prn"], f"{encoding}, {sharing}{'' if short else ', dead neurons kept'}"),
         ("model.onnx", written["model.onnx"], "dense, without dead neurons"),
         ("model.c", len(source), "source text"),
         ("  its tables", table_bytes(small, shape, options.quantize), "what it takes on the device beside code"),
@@ -68,25 +73,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def opened(path: str | Path, network: str | None = None) -> tuple[nn.Module, str]:
-    """Read a masked model and its notation from a stored network or from PyTorch's state dict.
+def _size(text: str) -> Shape:
+    size = INPUT.fullmatch(text)
+    if not size:
+        raise argparse.ArgumentTypeError(f"an image's size is 3x32x32 or 28x28, not {text!r}")
+    channels, height, width = (int(number or 1) for number in size.groups())
+    return channels, height, width
 
-    A state dict needs ``network``, its notation; without masks in it, weights of zero count as
-    pruned. No pickled code is run. Raises ``ValueError`` that says what is wrong with the file.
+
+def _narrowed(model: nn.Module, shape: Shape, notation: str, clusters: int) -> tuple[nn.Module, nn.Module, str]:
+    """Return what to store, the network without dead neurons, and the notation of what is stored."""
+    if notation:
+        small = remove_dead_neurons(model, shape)
+        short = notation_of(small, shape)
+        small = share_weights(small, clusters) if clusters else small
+        return small, small, short
+    # A file without a notation is read into the network that its function makes, so it keeps the shapes of that.
+    stored = share_weights(model, clusters) if clusters else model
+    return stored, remove_dead_neurons(stored, shape), ""
+
+
+def opened(path: str | Path, network: str | None = None, size: Shape | None = None) -> tuple[nn.Module, Shape, str]:
+    """Read a masked model, the shape of an image and the notation, "" if it has none.
+
+    ``path`` is a stored network or PyTorch's state dict. The latter needs ``network``: a notation, or
+    ``package.module:function`` with the ``size`` (C, H, W) of an image; so does a stored network without
+    notation. Tensors of other names are taken in their order where all shapes fit. Without masks among them,
+    weights of zero count as pruned. No pickled code is run. Raises ``ValueError`` that says what is wrong.
     """
     path = Path(path)
     with path.open("rb") as file:
         stored = file.read(3) == storage.MAGIC[:3]
-    if stored:
+    if stored and not (network and ":" in network):
         model, notation = storage.load_network(path)
         if network not in (None, notation):
             raise ValueError(f"{path} holds the network {notation!r}, not {network!r}")
-        return model, notation
+        return model, input_shape(notation), notation
     if not network:
-        raise ValueError(
-            f"{path} is not a stored network; for a state dict of PyTorch say which: --network 28x28-6c5-16c5-120-84-10"
-        )
-    model = lenet(network)
+        raise ValueError(f"{path} is not a stored network; for a state dict of PyTorch say which: {NETWORK}")
+    own = ":" in network
+    if own is (size is None):
+        raise ValueError("--input CxHxW and --network package.module:function go together")
+    model = _made(network) if own else lenet(network)
+    state = storage.decode_state(path.read_bytes()) if stored else _state(path)
+    has_masks = any(name.endswith(".mask") for name in state)
+    try:
+        (masked(model) if has_masks else model).load_state_dict(_named(state, model.state_dict()))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit {network!r}: {error}") from error
+    model = model if has_masks else masked(model, zeros_pruned=True)
+    return model, size or input_shape(network), "" if own else network
+
+
+def _made(network: str) -> nn.Module:
+    try:
+        model = pkgutil.resolve_name(network)()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(f"--network {network}: there is no such function without arguments: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"--network {network} returned {type(model).__name__}, not a network")
+    return model
+
+
+def _state(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the unpickler meets in a file of another kind
@@ -95,9 +144,12 @@ def opened(path: str | Path, network: str | None = None) -> tuple[nn.Module, str
         raise ValueError(
             f"{path} holds no state dict: tensors by name, as torch.save(model.state_dict(), ...) writes them"
         )
-    has_masks = any(name.endswith(".mask") for name in state)
-    try:
-        (masked(model) if has_masks else model).load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {network!r}: {error}") from error
-    return (model if has_masks else masked(model, zeros_pruned=True)), network
+    return state
+
+
+def _named(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give tensors of other names those that are expected, in order, where all shapes are the same."""
+    shapes = [[tensor.shape for tensor in tensors.values()] for tensors in (state, expected)]
+    if state.keys() == expected.keys() or shapes[0] != shapes[1]:
+        return state
+    return dict(zip(expected, state.values()))

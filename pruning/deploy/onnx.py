@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pruning.deploy.stages import described, stages
+from pruning.deploy.stages import Pool, Stage, described, stages
 from pruning.files import write_whole
 
 
@@ -32,27 +33,12 @@ def to_onnx(model: nn.Module, shape: Sequence[int], path: str | Path) -> int:
     ``stages`` does.
     """
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
     # Own code: torch.onnx needs onnxscript, and its file's bytes change with PyTorch's version.
     chain = stages(model, shape)
-    nodes, tensors, value = [], [], "images"
-
-    def add(kind: str, name: str, *inputs: str, **settings) -> str:
-        nodes.append(helper.make_node(kind, [value, *inputs], [name], **settings))
-        return name
-
-    for before, stage in zip([None, *chain], chain):
-        parts = {f"{stage.name}.weight": stage.weight, f"{stage.name}.bias": stage.bias}
-        tensors += [numpy_helper.from_array(part.astype(np.float32), name) for name, part in parts.items()]
-        if not stage.convolution and (before is None or before.convolution):
-            value = add("Flatten", "flat")
-        value = add("Conv", stage.name, *parts) if stage.convolution else add("Gemm", stage.name, *parts, transB=1)
-        if stage.pool:
-            value = add("MaxPool", f"{stage.name}.pool", kernel_shape=[2, 2], strides=[2, 2])
-        if stage.relu:
-            value = add("Relu", f"{stage.name}.relu")
-    ends = {"images": shape, value: [len(chain[-1].bias)]}
+    nodes, tensors, value = _nodes(chain)
+    ends = {"images": shape, value: [math.prod(chain[-1].output)]}
     first, last = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", *size]) for n, size in ends.items())
     graph = helper.make_graph(nodes, described(chain), [first], [last], tensors)
     # Operators of 2020 suffice: older runtimes can read the file too.
@@ -67,6 +53,53 @@ def to_onnx(model: nn.Module, shape: Sequence[int], path: str | Path) -> int:
         raise RuntimeError(f"ONNX Runtime's logits differ from PyTorch's by {difference}")
     write_whole(Path(path), data)
     return len(data)
+
+
+def _nodes(chain: Sequence[Stage]) -> tuple[list, list, str]:
+    """Return the nodes, the tensors of the layers and the name of the outputs."""
+    from onnx import helper, numpy_helper
+
+    nodes: list = []
+    tensors: list = []
+    value = "images"
+
+    def add(kind: str, name: str, *inputs: str, **settings) -> str:
+        nodes.append(helper.make_node(kind, [value, *inputs], [name], **settings))
+        return name
+
+    for before, stage in zip([None, *chain], chain):
+        parts = {f"{stage.name}.weight": stage.weight, f"{stage.name}.bias": stage.bias}
+        tensors += [numpy_helper.from_array(part.astype(np.float32), name) for name, part in parts.items()]
+        if not stage.convolution and (before is None or before.convolution):
+            value = add("Flatten", "flat")
+        if stage.convolution:
+            value = add("Conv", stage.name, *parts, **_settings(stage))
+        else:
+            value = add("Gemm", stage.name, *parts, transB=1)
+        largest = all(each.kind == "max" for each in stage.pools)  # ReLU of fewer values is the same after these
+        if stage.relu and not largest:
+            value = add("Relu", f"{stage.name}.relu")
+        for number, each in enumerate(stage.pools, start=1):
+            kind = "MaxPool" if each.kind == "max" else "AveragePool"
+            value = add(kind, f"{stage.name}.pool{number if number > 1 else ''}", **_settings(each))
+            if each.relu:
+                value = add("Relu", f"{value}.relu")
+        if stage.relu and largest:
+            value = add("Relu", f"{stage.name}.relu")
+    if chain[-1].convolution:
+        value = add("Flatten", "flat")
+    return nodes, tensors, value
+
+
+def _settings(part: Stage | Pool) -> dict:
+    """Return the attributes of a Conv or a pooling that differ from what ONNX takes for granted."""
+    if isinstance(part, Pool):
+        settings: dict = {"kernel_shape": part.kernel, "strides": part.stride, "pads": 2 * part.padding}
+        if part.kind == "average":
+            settings["count_include_pad"] = 1
+        return {name: value for name, value in settings.items() if value != (0, 0, 0, 0)}
+    settings = {"strides": part.stride, "pads": part.padding, "dilations": part.dilation, "group": part.groups}
+    return {name: value for name, value in settings.items() if value not in ((1, 1), (0, 0, 0, 0), 1)}
 
 
 def session(data: bytes):

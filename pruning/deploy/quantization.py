@@ -7,8 +7,8 @@
 
 ``fine_tune(small, loss, batches)`` trains the copy in place.
 
-Both work on masked layers alone, and so does PyTorch's own quantization on plain ones alone: it passes
-over masked layers without a word, so give it ``unmasked(copy.deepcopy(model))``.
+Both work on masked layers alone, and PyTorch's own quantization on plain ones alone: masked layers refuse
+it, so give it ``unmasked(copy.deepcopy(model))``.
 """
 
 from __future__ import annotations

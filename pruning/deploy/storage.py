@@ -8,6 +8,20 @@
 
 ``save`` and ``load`` do the same with a file, whole or not at all.
 
+Without a notation any model can be stored, or its ``state_dict``, masked or not: the tensors come back by name.
+
+    >>> own = nn.Sequential(nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 10))
+    >>> masked(own)[0].prune(own[0].weight.abs() > 0.09)
+    >>> data = encode(own, "relative")
+    >>> own.load_state_dict(decode_state(data))
+    <All keys matched successfully>
+    >>> from pruning import unmasked
+    >>> plain = unmasked(own)      # its zeros are not stored either
+    >>> len(encode(plain.state_dict(), "relative")) < len(encode(plain, "dense32")) / 2
+    True
+    >>> plain.load_state_dict(decode_state(encode(plain, "relative")))
+    <All keys matched successfully>
+
 Every encoding is lossless: what is lost, is lost in ``quantization.share_weights``. A file is, in this
 order: the bytes ``PRN`` and the version; the encoding; the notation, or where there is none the names,
 dtypes and shapes of all tensors; the tensors; a CRC-32 of all before it. All of that counts as size.
@@ -15,8 +29,11 @@ dtypes and shapes of all tensors; the tensors; a CRC-32 of all before it. All of
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +43,7 @@ from torch import Tensor, nn
 from pruning.deploy.binary import Reader, StorageError, number, text
 from pruning.deploy.encodings import ENCODINGS, SHARED, decode_values, decode_weights, encode_values, encode_weights
 from pruning.files import write_whole
+from pruning.layers import mask_name
 from pruning.masks import masked, masked_layers
 from pruning.notation import layers, lenet
 
@@ -37,48 +55,38 @@ DTYPES = {
 }  # fmt: skip
 
 
-def encode(model: nn.Module, encoding: str, notation: str = "") -> bytes:
-    """Write a model as bytes, without any loss.
+def encode(model: nn.Module | Mapping[str, Tensor], encoding: str, notation: str = "") -> bytes:
+    """Write a model, or a state dict, as bytes without any loss.
 
     Of masked layers only the significant weights are stored, with where they are: ``dense32``
     with zeros in place (a significant weight that is exactly zero then reads as pruned),
     ``bitmask`` one bit per synapse, ``csr`` rows and columns in whole bytes, ``relative`` the gap
     to the last synapse in few bits (Han et al. 2016, section 2), ``codebook`` the same with
     weights as indices into the layer's shared ones, ``entropy`` both entropy coded. Biases and
-    other tensors are stored as they are, in the last two as float16 where that is exact. With
-    the ``notation`` of the network the file needs no names and shapes, and ``decode`` can rebuild
-    the model. Raises ``ValueError`` for what an encoding cannot hold, and for a model without any
-    masked layer in other encodings than ``dense32``, which would store its zeros too.
+    other tensors are stored as they are, in the last two as float16 where that is exact.
+
+    Weights without a mask are stored without their zeros where that takes fewer bytes, as
+    ``relative`` where the encoding asks for shared weights and theirs are not; the sign of a zero
+    is not kept. With the ``notation`` of the network the file needs no names and shapes, and
+    ``decode`` can rebuild the model, masked; a model without masks is masked where it is zero.
+    Raises ``ValueError`` for what an encoding cannot hold.
     """
     if encoding not in ENCODINGS:
         raise ValueError(f"unknown encoding {encoding!r}; there are {', '.join(ENCODINGS)}")
-    prunable = masked_layers(model)
-    if not prunable and encoding != "dense32":
-        raise ValueError(
-            f"{encoding!r} is for masked layers, and the model has none: call masked(model, zeros_pruned=True) first"
-        )
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    table = _table(state, {f"{name}." if name else "" for name in prunable})
-    data = bytearray(MAGIC)
-    data.append(ENCODINGS.index(encoding))
-    data += text(notation)
-    if not notation:
-        data += _described(table)
-    elif table != _expected(notation):
-        raise ValueError(
-            f"the model is not a masked lenet({notation!r}): its layers differ, or masked(model) was not called"
-        )
-    for entry in table:
-        if entry.masked:
-            keep = state[entry.mask].numpy().reshape(entry.shape[0], math.prod(entry.shape[1:]))
-            weights = state[entry.name].numpy().reshape(keep.shape)
-            try:
-                data += encode_weights(encoding, keep, weights)
-            except ValueError as error:
-                raise ValueError(f"{entry.name}: {error}") from None
-        else:
-            data += encode_values(state[entry.name].numpy().ravel(), narrow=encoding in SHARED)
-    return bytes(data + zlib.crc32(data).to_bytes(4, "little"))
+    if notation and isinstance(model, nn.Module) and not masked_layers(model):
+        model = masked(copy.deepcopy(model), zeros_pruned=True)
+    state, masks = _state(model)
+    table, parts = [], []
+    for name, tensor in state.items():
+        if name not in masks.values():
+            entry, data = _encoded(name, tensor, state[masks[name]] if name in masks else None, encoding)
+            table.append(entry)
+            parts.append(data)
+    if notation and table != _expected(notation):
+        raise ValueError(f"the model is not a masked lenet({notation!r}): its layers, their order or names differ")
+    head = MAGIC + bytes([ENCODINGS.index(encoding)]) + text(notation)
+    data = b"".join([head, b"" if notation else _described(table), *parts])
+    return data + zlib.crc32(data).to_bytes(4, "little")
 
 
 def decode_state(data: bytes, limit: int = LIMIT) -> dict[str, Tensor]:
@@ -127,25 +135,75 @@ def load_network(path: str | Path, limit: int = LIMIT) -> tuple[nn.Module, str]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One tensor of a file; a ``masked`` one stands for a weight and its mask."""
+    """One tensor of a file.
+
+    A ``masked`` one stands for a weight and its mask, a ``sparse`` one for a weight without a
+    mask that was stored in an encoding of its own.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     masked: bool = False
+    sparse: str = ""
 
     @property
     def mask(self) -> str:
-        return self.name.removesuffix("weight") + "mask"
+        return _mask_of(self.name)
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        return self.shape[0], math.prod(self.shape[1:])
 
 
-def _table(state: dict[str, Tensor], prefixes: set[str]) -> list[_Entry]:
-    weights = {f"{prefix}weight" for prefix in prefixes}
-    masks = {f"{prefix}mask" for prefix in prefixes}
+def _mask_of(name: str) -> str:
+    path, dot, own = name.rpartition(".")
+    return path + dot + mask_name(own)
+
+
+def _state(model: nn.Module | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors by name, and the name of the mask of each masked weight."""
+    if isinstance(model, nn.Module):
+        state = model.state_dict()
+        places = [layer.place for layer in masked_layers(model).values()]
+        paths = list(model.named_modules(remove_duplicate=False))
+        names = [f"{path}.{own}".lstrip(".") for path, module in paths for owner, own in places if module is owner]
+    else:
+        state = dict(model)
+        names = [name for name in state if _is_mask(state.get(_mask_of(name)), state[name])]
     for name, tensor in state.items():
-        if tensor.dtype not in DTYPES or (name in weights and tensor.dtype != torch.float32):
-            raise ValueError(f"{name} is {tensor.dtype}: weights must be float32, other tensors one of {list(DTYPES)}")
-    return [_Entry(name, tuple(t.shape), t.dtype, name in weights) for name, t in state.items() if name not in masks]
+        if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
+            raise ValueError(f"{name} is {kind}: tensors must be one of {list(DTYPES)}")
+    return {name: tensor.detach().cpu() for name, tensor in state.items()}, {name: _mask_of(name) for name in names}
+
+
+def _is_mask(mask: object, weight: object) -> bool:
+    """Whether a tensor that has a mask's name is one, which hides nothing but zeros."""
+    if not isinstance(mask, Tensor) or not isinstance(weight, Tensor) or mask.dtype != torch.bool:
+        return False
+    return mask.shape == weight.shape and mask.dim() > 1 and not bool(weight[~mask].any())
+
+
+def _encoded(name: str, tensor: Tensor, mask: Tensor | None, encoding: str) -> tuple[_Entry, bytes]:
+    shape, values = tuple(tensor.shape), tensor.numpy()
+    if mask is not None:
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} is {tensor.dtype}: masked weights must be float32")
+        entry = _Entry(name, shape, masked=True)
+        try:
+            return entry, encode_weights(encoding, mask.numpy().reshape(entry.rows), values.reshape(entry.rows))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    keep = values != 0
+    forms = [(_Entry(name, shape, tensor.dtype), encode_values(values.ravel(), narrow=encoding in SHARED))]
+    if encoding != "dense32" and tensor.dtype == torch.float32 and len(shape) > 1 and not keep.all():
+        for form in dict.fromkeys((encoding, "relative")):
+            entry = _Entry(name, shape, sparse=form)
+            with contextlib.suppress(ValueError):  # too many distinct weights for a codebook
+                data = encode_weights(form, keep.reshape(entry.rows), values.reshape(entry.rows))
+                forms.append((entry, data))
+    return min(forms, key=lambda form: len(form[1]))
 
 
 def _expected(notation: str) -> list[_Entry]:
@@ -160,6 +218,8 @@ def _described(table: list[_Entry]) -> bytes:
     data = bytearray(number(len(table)))
     for entry in table:
         kind = 2 * list(DTYPES).index(entry.dtype) + entry.masked
+        if entry.sparse:
+            kind = 2 * len(DTYPES) + ENCODINGS.index(entry.sparse)
         data += text(entry.name) + bytes([kind]) + number(len(entry.shape))
         data += b"".join(map(number, entry.shape))
     return bytes(data)
@@ -170,9 +230,13 @@ def _read_table(reader: Reader) -> list[_Entry]:
     for _ in range(reader.number()):
         name, kind = reader.text(), reader.byte()
         shape = tuple(reader.number() for _ in range(reader.number(most=8)))
-        if kind >= 2 * len(DTYPES) or (kind % 2 and (kind != 1 or len(shape) < 2 or not name.endswith("weight"))):
+        known = 2 * len(DTYPES)
+        if kind < known and kind % 2 == 0:
+            table.append(_Entry(name, shape, list(DTYPES)[kind // 2]))
+        elif kind in (1, *range(known + 1, known + len(ENCODINGS))) and len(shape) > 1:
+            table.append(_Entry(name, shape, masked=kind == 1, sparse=ENCODINGS[kind - known] if kind > 1 else ""))
+        else:
             raise StorageError(f"{name!r} is of an unknown kind ({kind}, shape {shape})")
-        table.append(_Entry(name, shape, list(DTYPES)[kind // 2], bool(kind % 2)))
     names = [entry.name for entry in table] + [entry.mask for entry in table if entry.masked]
     if len(set(names)) < len(names):
         raise StorageError("two tensors have one name")
@@ -203,11 +267,11 @@ def _decode(data: bytes, limit: int) -> tuple[str, dict[str, Tensor]]:
     state = {}
     for entry in table:
         try:
-            if entry.masked:
-                shape = entry.shape[0], math.prod(entry.shape[1:])
-                keep, weights = decode_weights(encoding, reader, shape)
+            if entry.masked or entry.sparse:
+                keep, weights = decode_weights(entry.sparse or encoding, reader, entry.rows)
                 state[entry.name] = torch.from_numpy(weights).reshape(entry.shape)
-                state[entry.mask] = torch.from_numpy(keep).reshape(entry.shape)
+                if entry.masked:
+                    state[entry.mask] = torch.from_numpy(keep).reshape(entry.shape)
             else:
                 values = decode_values(reader, math.prod(entry.shape), DTYPES[entry.dtype])
                 state[entry.name] = torch.from_numpy(values).reshape(entry.shape)

@@ -13,14 +13,15 @@ ratios, or a scan of single layers).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pruning.methods import METHODS
-from pruning.study.benchmarks import BENCHMARKS
+from pruning.study.benchmarks import BENCHMARKS, Benchmark, Data, Strict, StudyError, member
+from pruning.study.networks import source
 from pruning.study.records import digest, folder
 
 # Raise it when a change to the code makes the same parameters give other numbers; the second one for curves alone.
@@ -37,16 +38,6 @@ Seed = Annotated[int, Field(ge=0)]
 Requirement = Annotated[float, Field(gt=0, lt=1)]
 Ratio = Annotated[float, Field(gt=1)]
 Density = Annotated[float, Field(gt=0, lt=1)]
-
-
-class StudyError(ValueError):
-    """A study, a run or a parameter that cannot be carried out, with what would be right."""
-
-
-class Strict(BaseModel):
-    """Parameters that cannot change, of the right types, with no unknown key."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Recipe(Strict):
@@ -117,28 +108,20 @@ class Plan(Strict):
         return self
 
 
-def member(names: Iterable[str], what: str, name: str) -> str:
-    """Return ``name`` if it is one of ``names``; else a ``ValueError`` lists them."""
-    if name not in names:
-        raise ValueError(f"no {what} '{name}'; known are {', '.join(names)}")
-    return name
-
-
 class Run(Strict):
-    """One run, which leaves one record: benchmark × method × seed, to a ``requirement`` or by a ``plan``."""
+    """One run, which leaves one record: benchmark × method × seed, to a ``requirement`` or by a ``plan``.
+
+    ``own`` says what the benchmark is made of where a study file brings it.
+    """
 
     study: str
     benchmark: str
+    own: Benchmark | None = None
     requirement: Requirement | None = None
     plan: Plan | None = None
     method: str
     seed: Seed
     settings: Settings = Settings()
-
-    @field_validator("benchmark")
-    @classmethod
-    def _benchmark(cls, name: str) -> str:
-        return member(BENCHMARKS, "benchmark", name)
 
     @field_validator("method")
     @classmethod
@@ -147,6 +130,8 @@ class Run(Strict):
 
     @model_validator(mode="after")
     def _goal(self) -> Run:
+        if self.own is None:
+            member(BENCHMARKS, "benchmark", self.benchmark)
         if (self.requirement is None) == (self.plan is None):
             raise ValueError("a run has either a requirement or a plan")
         return self
@@ -159,12 +144,25 @@ class Run(Strict):
         return "ladder" if self.method == HASHED else "requirement"
 
     @property
-    def dataset(self) -> str:
-        return BENCHMARKS[self.benchmark][0]
+    def made_of(self) -> Benchmark:
+        """The benchmark's dataset and network."""
+        return self.own or BENCHMARKS[self.benchmark]
+
+    @property
+    def dataset(self) -> str | Data:
+        """The dataset as ``datasets.load`` takes it."""
+        return self.made_of.dataset
 
     @property
     def network(self) -> str:
-        return BENCHMARKS[self.benchmark][1]
+        """The network in the report's notation, or the function that makes it."""
+        return self.made_of.network
+
+    @property
+    def _network(self) -> dict:
+        """What of the network the run's numbers follow from: a function by its module's source too."""
+        made_of = self.made_of
+        return {"network": made_of.network} | ({} if made_of.is_notation else {"source": source(made_of)})
 
     @property
     def name(self) -> str:
@@ -175,7 +173,7 @@ class Run(Strict):
     @property
     def parameters(self) -> dict:
         """All that the run's numbers follow from, but the data; the method by its own fields."""
-        own = {"kind": self.kind, "dataset": self.dataset, "network": self.network, "seed": self.seed}
+        own = {"kind": self.kind, "dataset": self.made_of.label, **self._network, "seed": self.seed}
         if self.plan is None:
             return own | {
                 "protocol": PROTOCOL,
@@ -200,7 +198,7 @@ class Run(Strict):
     @property
     def dense_key(self) -> str:
         """SHA-256 of what the training before any pruning follows from, but the data."""
-        return digest({"protocol": PROTOCOL, "network": self.network, "seed": self.seed} | self.settings.recipe)
+        return digest({"protocol": PROTOCOL, **self._network, "seed": self.seed} | self.settings.recipe)
 
     @property
     def description(self) -> dict:

@@ -1,7 +1,7 @@
 """What the graph of a study is made of, decided once: by the main process, for the jobs on a cluster's nodes as well.
 
 >>> from pruning.study.studies import load
->>> graph = decide(load("lenet"), "figures/lenet")
+>>> graph = decide(load("lenet"), "lenet", "figures/lenet")
 >>> graph.stale  # every run has a current record
 ()
 >>> Graph.from_json(graph.to_json()) == graph
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Graph:
-    """A study, where its figures go, and what is to be done for it.
+    """A study, the name or file that it was ``given`` by, where its figures go, and what is to be done for it.
 
     ``stale`` holds benchmark, seed and method of each run without a current record, ``shared`` the methods that resume
     the dense training of ``unpruned``, ``pending`` the records that no table has published. ``remake`` says whether
@@ -35,6 +35,7 @@ class Graph:
     """
 
     study: str
+    given: str
     figures: str
     benchmarks: tuple[str, ...]
     methods: tuple[str, ...]
@@ -60,7 +61,7 @@ class Graph:
         return cls(**values)
 
 
-def decide(study: Study, figures: Path | str, train: bool = True) -> Graph:
+def decide(study: Study, given: str, figures: Path | str, train: bool = True) -> Graph:
     """Decide what there is to do for a study; without ``train``, only from the records that are there."""
     from pruning.study.store import all_current
     from pruning.study.work import shares_dense
@@ -69,6 +70,7 @@ def decide(study: Study, figures: Path | str, train: bool = True) -> Graph:
     stale = [run for run in study.runs if run not in current] if train else []
     return Graph(
         study=study.name,
+        given=given,
         figures=str(figures),
         benchmarks=study.benchmarks,
         methods=study.methods,
@@ -91,8 +93,8 @@ def write(graph: Graph) -> None:
 
 
 def read(study: str) -> Graph:
-    """Read what the main process has written; FileNotFoundError says that there is none."""
-    path = _path(study)
+    """Read what the main process has written for a study, given by name or file; FileNotFoundError where it has not."""
+    path = _path(Path(study).stem if study.endswith((".yaml", ".yml")) else study)
     try:
         return Graph.from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

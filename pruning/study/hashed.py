@@ -1,6 +1,6 @@
 """HashedNets (Chen et al. 2015): connections that share few real weights, chosen by a hash function.
 
-    >>> hashed(lenet("28x28-300-100-10"), density=0.02).fc1
+    >>> hashed(build("28x28-300-100-10"), density=0.02).fc1
     HashedLinear(in_features=784, out_features=300, bias=True, synapses=4704)
 
 Such a network is not pruned: it is trained with its few weights from the start. A real weight
@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from pruning.layers import Masked
 from pruning.methods import METHODS
-from pruning.notation import lenet
 from pruning.study.config import Recipe
 from pruning.study.datasets import Dataset
+from pruning.study.networks import Network, build
 from pruning.study.training import WEIGHTS, Outcome, generator, prepare, prepare_model, train
 
+HASHABLE = (nn.Linear, nn.Conv2d)
 HASHED = 3  # the purpose of a random generator, beside those of ``training``
 
 
@@ -91,7 +92,7 @@ def hashed(model: nn.Module, density: float, seed: int = 0) -> nn.Module:
     if not 0 < density <= 1:
         raise ValueError(f"density must lie in (0, 1], got {density}")
     for number, (name, layer) in enumerate(list(model.named_modules())):
-        if type(layer) not in (nn.Linear, nn.Conv2d):
+        if type(layer) not in HASHABLE:
             continue
         weights = max(round(density * layer.weight.numel()), 1)
         twin = _twin(layer, weights, generator(seed, HASHED, number).initial_seed())
@@ -122,7 +123,7 @@ def _twin(layer: nn.Linear | nn.Conv2d, weights: int, seed: int) -> HashedLinear
 
 
 def ladder(
-    notation: str,
+    made_as: Network,
     dataset: Dataset,
     recipe: Recipe,
     requirement: float,
@@ -141,7 +142,7 @@ def ladder(
     """
     device = dataset.train.images.device
     unpruned = METHODS["unpruned"]
-    dense = prepare(notation, recipe, requirement, unpruned, seed, device, budget=budget)
+    dense = prepare(made_as, recipe, requirement, unpruned, seed, device, budget=budget)
     first = train(dense, dataset, recipe, seed, **given)
     events, model, best = list(first.events), first.model, first.best
     spent, seconds, rung, action = first.iterations, first.seconds, 0, None
@@ -153,7 +154,7 @@ def ladder(
             break
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
-            small = hashed(lenet(notation), keep**rung, seed).to(device)
+            small = hashed(build(made_as), keep**rung, seed).to(device)
         sizes = {
             name: (layer.synapses, layer.connections)
             for name, layer in small.named_modules()

@@ -14,6 +14,7 @@ import pickle
 import warnings
 import zlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,22 @@ def read(name: str, source: Source) -> tuple[str, np.ndarray, np.ndarray, np.nda
     return {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10}[name](source)
 
 
-def draw(labels: np.ndarray, among: np.ndarray, count: int) -> np.ndarray:
-    """Return indices of ``count`` images per class from the indices ``among``, the same on all machines."""
+def draw(labels: np.ndarray, among: np.ndarray, count: int | Mapping[int, int]) -> np.ndarray:
+    """Return indices of ``count`` images per class from the indices ``among``, the same on all machines.
+
+    ``count`` is one number for all classes, or one for each.
+    """
     # NumPy keeps a bit generator's raw stream the same in all versions, unlike a Generator's.
     rank = np.random.PCG64(SPLIT_SEED).random_raw(len(labels))
     among = among[np.argsort(rank[among], kind="stable")]
-    return np.sort(np.concatenate([among[labels[among] == c][:count] for c in np.unique(labels)]))
+    counts = count if isinstance(count, Mapping) else dict.fromkeys(np.unique(labels), count)
+    return np.sort(np.concatenate([among[labels[among] == c][: counts[c]] for c in np.unique(labels)]))
+
+
+def fifths(labels: np.ndarray, among: np.ndarray, most: int) -> dict[int, int]:
+    """Return a fifth of the images of each class from the indices ``among``, at least one and at most ``most``."""
+    classes, counts = np.unique(labels[among], return_counts=True)
+    return {label: min(max(count // 5, 1), most) for label, count in zip(classes, counts)}
 
 
 def batches(contents: list[bytes]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from pruning.control import Event
-from pruning.masks import masked_layers
+from pruning.masks import PRUNABLE, masked_layers
 from pruning.methods import METHODS
-from pruning.notation import layers as network_layers
-from pruning.study.config import HASHED_FIELDS, Run
+from pruning.study.config import HASHED_FIELDS, Run, StudyError
 from pruning.study.datasets import Dataset
-from pruning.study.hashed import ladder
+from pruning.study.hashed import HASHABLE, ladder
+from pruning.study.networks import Network, build, described
 from pruning.study.states import Context
 from pruning.study.training import Outcome, accuracy, network, prepare, train
 
@@ -30,20 +30,23 @@ def prune(run: Run, context: Context) -> tuple[dict, nn.Module]:
     assert run.requirement
     settings, dataset = run.settings, context.dataset
     training = prepare(
-        run.network, settings, run.requirement, METHODS[run.method], run.seed, context.device, **settings.limits
+        context.network, settings, run.requirement, METHODS[run.method], run.seed, context.device, **settings.limits
     )
     outcome = train(
         training, dataset, settings, run.seed, context.checkpoint, context.every, context.dense, context.progress
     )
-    return summary(run, dataset, outcome), outcome.model
+    return summary(run, context.network, dataset, outcome), outcome.model
 
 
 def hash_ladder(run: Run, context: Context) -> tuple[dict, nn.Module]:
     """Train smaller and smaller HashedNets; many short trainings: one that is stopped starts again."""
     assert run.requirement
+    kinds = dict(build(context.network).named_modules()) if not isinstance(context.network, str) else {}
+    if others := [name for name, part in kinds.items() if isinstance(part, PRUNABLE) and type(part) not in HASHABLE]:
+        raise StudyError(f"HashedNets have linear and 2-d convolutional layers alone: '{others[0]}' is another")
     settings, dataset = run.settings, context.dataset
     outcome = ladder(
-        run.network,
+        context.network,
         dataset,
         settings,
         run.requirement,
@@ -53,15 +56,15 @@ def hash_ladder(run: Run, context: Context) -> tuple[dict, nn.Module]:
         **HASHED_FIELDS,
         progress=context.progress,
     )
-    return summary(run, dataset, outcome), outcome.model
+    return summary(run, context.network, dataset, outcome), outcome.model
 
 
-def summary(run: Run, dataset: Dataset, outcome: Outcome) -> dict:
+def summary(run: Run, made_as: Network, dataset: Dataset, outcome: Outcome) -> dict:
     """Describe a finished run in plain values; the test split is read here, once."""
-    dense = network(run.network, run.seed)
+    dense = network(made_as, run.seed)
     if outcome.dense is not None:
         dense.load_state_dict(outcome.dense)
-    before, after, table = masked_layers(dense), masked_layers(outcome.model), network_layers(run.network)
+    before, after, table = masked_layers(dense), masked_layers(outcome.model), described(made_as)
     parts = [
         {
             "name": layer.name,
@@ -79,6 +82,7 @@ def summary(run: Run, dataset: Dataset, outcome: Outcome) -> dict:
     macs = sum(layer.macs for layer in table)
     best, events = outcome.best, outcome.events
     iterations = best["iteration"] if best else outcome.iterations
+    own = {} if isinstance(made_as, str) else {"input": list(made_as.shape)}
     return {
         "result": {
             "synapses": synapses,
@@ -102,6 +106,7 @@ def summary(run: Run, dataset: Dataset, outcome: Outcome) -> dict:
             "training_macs": 3 * macs * run.settings.batch * iterations,
         },
         "layers": parts,
+        **own,
         "trajectory": trajectory(events),
         "rounds": rounds(events),
         "histograms": {

@@ -23,6 +23,7 @@ from pruning.study import datasets, requirement, tradeoff
 from pruning.study.config import Run
 from pruning.study.locks import Claim, locked
 from pruning.study.machine import checked_device, environment, kind
+from pruning.study.networks import fitting
 from pruning.study.records import folder, write_record
 from pruning.study.states import Context, DenseStates, StateFile
 from pruning.study.store import LAG, current, outdated
@@ -70,6 +71,7 @@ def run(
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
         dataset = dataset_of(job.dataset, str(target))
+        network = fitting(job.benchmark, job.made_of, dataset.shape, len(dataset.classes))
         # A training goes on where it was begun, or on a processor of the same kind: another one rounds differently.
         made = f"{dataset.fingerprint} {kind(target)}"
         place = work / f"dense-{job.benchmark}-{job.seed}-{hashlib.sha256(kind(target).encode()).hexdigest()[:8]}"
@@ -81,7 +83,7 @@ def run(
             if progress:
                 progress(event, training)
 
-        parts, model = KINDS[job.kind](job, Context(dataset, target, checkpoint, dense, every, watched))
+        parts, model = KINDS[job.kind](job, Context(dataset, network, target, checkpoint, dense, every, watched))
         claim.check()
         if model is not None:
             state = {"network": job.network, "state": model.state_dict()}
@@ -113,8 +115,15 @@ def _awaited(job: Run, claim: Claim) -> dict | None:
     return None
 
 
+def check(jobs: Sequence[Run]) -> None:
+    """Raise ``StudyError`` where a network does not fit its benchmark's data, as far as that is at hand."""
+    for name, made_of in {job.benchmark: job.made_of for job in jobs}.items():
+        if found := datasets.form(made_of.dataset):
+            fitting(name, made_of, *found)
+
+
 @functools.lru_cache(maxsize=2)
-def dataset_of(name: str, device: str) -> datasets.Dataset:
+def dataset_of(name: str | datasets.Data, device: str) -> datasets.Dataset:
     """Load the dataset, and keep it in memory for the next run."""
     return datasets.load(name, device)
 
@@ -124,6 +133,7 @@ def run_all(jobs: Sequence[Run], device: str = "cpu", processes: int = 1) -> Non
 
     Those of one benchmark and seed stay in one process: they share their dense training.
     """
+    check(jobs)
     numbered = [(f"{number}/{len(jobs)}", job) for number, job in enumerate(jobs, start=1)]
     if processes <= 1:
         return _run_share(numbered, device)

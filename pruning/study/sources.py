@@ -18,7 +18,8 @@ import tempfile
 import warnings
 import zipfile
 import zlib
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -35,11 +36,12 @@ OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 class Kind:
     """What is known of a dataset before its files are read.
 
-    ``drawn`` images per class make the validation split; ``originals`` are the published files and their MD5,
-    ``forms`` says how they or a copy of them may lie in a folder.
+    ``shape`` is an image's (C, H, W). ``drawn`` images per class make the validation split; ``originals`` are the
+    published files and their MD5, ``forms`` says how they or a copy of them may lie in a folder.
     """
 
     title: str
+    shape: tuple[int, int, int]
     classes: tuple[str, ...]
     drawn: int
     forms: str = ""
@@ -47,9 +49,10 @@ class Kind:
 
 
 KINDS = {
-    "digits": Kind("Digits", DIGITS, 36),
+    "digits": Kind("Digits", (1, 28, 28), DIGITS, 36),
     "mnist": Kind(
         "MNIST",
+        (1, 28, 28),
         DIGITS,
         500,
         "MNIST/raw/*-ubyte (four files, gzipped or not)",
@@ -62,6 +65,7 @@ KINDS = {
     ),
     "cifar10": Kind(
         "CIFAR-10",
+        (3, 32, 32),
         OBJECTS,
         500,
         "cifar-10-batches-py, or the images as cifar10/{train,test}/<class>/*.png or *.jpg, or a zip of these named "
@@ -86,6 +90,11 @@ def data_error(name: str, what: str) -> DataError:
     """Return the error with the dataset's title before ``what``, and after it the ways to have the data."""
     project = find_root()
     place = project / "data" if project else "data/ of a project and work there"
+    if name not in KINDS:
+        return DataError(
+            f"{name}: {what}.\nThere are three ways to have it: set PRUNING_DATA to a folder that holds it as "
+            f"torchvision lays it out; or put it so into {place}; or run with a network connection, and it is fetched."
+        )
     return DataError(
         f"{KINDS[name].title}: {what}.\nThere are three ways to have it: set PRUNING_DATA to a folder that holds "
         f"{KINDS[name].forms}; or put these into {place}; "
@@ -110,50 +119,68 @@ def find(name: str) -> Source | None:
             return Source(Path(), {"scikit-learn": importlib.metadata.version("scikit-learn")})
         except importlib.metadata.PackageNotFoundError as error:
             raise DataError("Digits come with scikit-learn, which is not installed") from error
-    project = find_root()
-    places = [project / "data"] if project else []
-    if named := os.environ.get("PRUNING_DATA"):
-        places.insert(0, (project or Path.cwd()) / Path(named).expanduser())
-        if not places[0].is_dir():
-            raise data_error(name, f"PRUNING_DATA names {places[0]}, which is not a folder")
-    for place in places:
+    for place in places(name):
         files = [variant(place / file) for file, _ in KINDS[name].originals]
         if any(file.exists() for file in files):
-            return Source(place, {file.name: _sha256(name, file) for file in files})
+            return Source(place, {file.name: signature(name, file) for file in files})
         if name == "cifar10":
             trees = [place / "cifar10"] if (place / "cifar10").is_dir() else []
             trees += sorted(place.glob("cifar10*.zip"))
             if len(trees) > 1:
                 trees.sort(key=lambda tree: has_jpeg(image_names(tree)))
             if trees:
-                return Source(trees[0], {trees[0].name: _sha256(name, trees[0])})
+                return Source(trees[0], {trees[0].name: signature(name, trees[0])})
     return None
+
+
+def places(name: str) -> list[Path]:
+    """Return the folders in which files are searched, in this order; DataError if PRUNING_DATA names no folder."""
+    project = find_root()
+    found = [project / "data"] if project else []
+    if named := os.environ.get("PRUNING_DATA"):
+        found.insert(0, (project or Path.cwd()) / Path(named).expanduser())
+        if not found[0].is_dir():
+            raise data_error(name, f"PRUNING_DATA names {found[0]}, which is not a folder")
+    return found
 
 
 def fetch(name: str) -> Source:
     """Fetch the original into the project's ``data/`` through torchvision, whole or not at all; return its place."""
+    target = Path(KINDS[name].originals[0][0]).parent
+    with download(name) as (scratch, folder):
+        from pruning.study.vision import datasets
+
+        {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name](scratch, download=True)
+        if find(name) is None:  # unless another process has fetched it meanwhile
+            (folder / target).parent.mkdir(exist_ok=True)
+            os.replace(scratch / target, folder / target)
+    if (source := find(name)) is None:
+        raise data_error(name, f"it was fetched into {folder} and is not found there")
+    return source
+
+
+@contextmanager
+def download(name: str) -> Iterator[tuple[Path, Path]]:
+    """Give a scratch folder to fetch a dataset into, and the project's ``data/``, for which it is meant.
+
+    Whatever fails in between is a DataError.
+    """
     project, before = find_root(), socket.getdefaulttimeout()
     if project is None:
         raise data_error(name, "it is not at hand, and there is no project to fetch it into")
-    folder, target = project / "data", Path(KINDS[name].originals[0][0]).parent
+    folder = project / "data"
     socket.setdefaulttimeout(TIMEOUT)
     try:
-        from pruning.study.vision import datasets
-
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchvision unpickles too, see ``readers.batches``
-            {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name](scratch, download=True)
-            if find(name) is None:  # unless another process has fetched it meanwhile
-                (folder / target).parent.mkdir(exist_ok=True)
-                os.replace(Path(scratch) / target, folder / target)
+            yield Path(scratch), folder
+    except DataError:
+        raise
     except (OSError, RuntimeError, EOFError, ImportError, HTTPException, zlib.error, tarfile.TarError) as error:
         raise data_error(name, f"it is not at hand and could not be fetched ({error})") from error
     finally:
         socket.setdefaulttimeout(before)
-    if (source := find(name)) is None:
-        raise data_error(name, f"it was fetched into {folder} and is not found there")
-    return source
 
 
 def variant(file: Path) -> Path:
@@ -194,7 +221,7 @@ def archive(tree: Path) -> zipfile.ZipFile | nullcontext[None]:
         raise data_error("cifar10", f"{tree} is not a whole zip file ({error})") from error
 
 
-def _sha256(name: str, path: Path) -> str:
+def signature(name: str, path: Path) -> str:
     """Return the SHA-256 of a file, or of the names, sizes and times of all files below a folder."""
     digest = hashlib.sha256()
     try:

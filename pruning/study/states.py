@@ -10,6 +10,7 @@ import torch
 
 from pruning.files import DamagedFile, load_state, save_state, set_aside
 from pruning.study.datasets import Dataset
+from pruning.study.networks import Network
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ class DenseStates:
 
 @dataclass(frozen=True)
 class Context:
-    """What a run is given to work with: data, device, and the states it resumes."""
+    """What a run is given to work with: data, network, device, and the states it resumes."""
 
     dataset: Dataset
+    network: Network
     device: torch.device
     checkpoint: StateFile
     dense: DenseStates

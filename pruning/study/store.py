@@ -20,6 +20,7 @@ from pruning.files import DamagedFile, set_aside, write_whole
 from pruning.study import datasets
 from pruning.study.config import Run, StudyError
 from pruning.study.locks import locked
+from pruning.study.paths import root
 from pruning.study.records import folder, from_line, key_of, lines, published_path, to_line, write_records
 from pruning.study.studies import Study
 
@@ -45,14 +46,14 @@ def all_current(runs: Iterable[Run]) -> dict[Run, dict]:
     published: dict[Path, dict[bytes, list[bytes]]] = {}
     records = {}
     for run in runs:
-        path = published_path(run.study, run.benchmark)
+        path, key = published_path(run.study, run.benchmark), run.key
         if path not in published:
             by_key = published[path] = {}
             for line in lines(path):
                 by_key.setdefault(key_of(line), []).append(line)
-        for line in (*published[path].get(run.key.encode(), ()), *lines(run.record_path)):
+        for line in (*published[path].get(key.encode(), ()), *lines(run.record_path)):
             record = _readable(line)
-            if record is not None and _belongs(record, run):
+            if record is not None and _belongs(record, run, key):
                 records[run] = record
                 break
     return records
@@ -65,7 +66,8 @@ def recorded(study: Study) -> list[dict]:
     """
     records = list(all_current(study.runs).values())
     if not records:
-        make = "make tradeoff" if study.plan else f"make study STUDY={study.name}"
+        named = study.name if study.file == root() / "studies" / study.file.name else study.file
+        make = "make tradeoff" if study.plan else f"make study STUDY={named}"
         raise StudyError(f"no current record of the study '{study.name}' in {folder(study.name)}: run '{make}'")
     return records
 
@@ -162,7 +164,7 @@ def _chosen(study: Study, records: list[dict]) -> dict:
         with contextlib.suppress(StudyError):  # a benchmark or method that the study has no more
             goal = run.get("requirement")
             (there,) = study.select(run["benchmark"], goal and [goal], run["method"], [run["seed"]])
-            return next((record for record in records if _belongs(record, there)), records[0])
+            return next((record for record in records if _belongs(record, there, there.key)), records[0])
     return records[0]
 
 
@@ -175,6 +177,6 @@ def _readable(line: bytes) -> dict | None:
     return record if "run" in record else None
 
 
-def _belongs(record: dict, run: Run) -> bool:
-    same = record.get("key") == run.key and record["run"]["name"] == run.name
+def _belongs(record: dict, run: Run, key: str) -> bool:
+    same = record.get("key") == key and record["run"]["name"] == run.name
     return same and fingerprint_of(run.dataset) in (None, record["fingerprint"])

@@ -6,12 +6,14 @@
     >>> [run.name for run in study.select("digits-2c", 0.95, methods="[iterative]", seeds=[3])]
     ['digits-2c-0.95-iterative-3']
 
-A study with a ``plan`` in place of requirements measures trade-offs: its runs are curves and scans of layers.
+A study with a ``plan`` in place of requirements measures trade-offs: its runs are curves and scans of layers. A
+benchmark that says its ``dataset`` and ``network`` is the study file's own (see ``pruning.study.benchmarks``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -19,11 +21,12 @@ import yaml
 from pydantic import Field, field_validator
 
 from pruning.methods import METHODS
-from pruning.study.benchmarks import BENCHMARKS
+from pruning.study.benchmarks import BENCHMARKS, Benchmark
 from pruning.study.config import (
     CURVES,
     HASHED,
     SCAN,
+    SMALL,
     Plan,
     Recipe,
     Requirement,
@@ -35,9 +38,10 @@ from pruning.study.config import (
     checked,
     member,
 )
-from pruning.study.paths import root
+from pruning.study.paths import find_root, root
 
 REPORTED_METHOD = "iterative"  # the report's own
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 class _Spec(Strict):
@@ -51,8 +55,15 @@ class _Spec(Strict):
     @field_validator("benchmarks")
     @classmethod
     def _benchmarks(cls, parts: dict) -> dict:
-        for name in parts:
-            member(BENCHMARKS, "benchmark", name)
+        for name, part in parts.items():
+            own = not {"dataset", "network"}.isdisjoint(part)
+            if not own and name not in BENCHMARKS:
+                known = f"{', '.join(BENCHMARKS)}; one of your own says its dataset and network"
+                raise ValueError(f"no benchmark '{name}'; known are {known}")
+            if own and name in BENCHMARKS:
+                raise ValueError(f"'{name}' is a known benchmark: one with a dataset and network needs another name")
+            if not NAME.fullmatch(name):
+                raise ValueError(f"the name of a benchmark has letters, digits, '.', '_' and '-' alone, not '{name}'")
         return parts
 
     @field_validator("methods")
@@ -64,20 +75,27 @@ class _Spec(Strict):
 
 
 class _Part(Strict):
+    dataset: str | dict | None = None
+    network: str | None = None
     requirements: Annotated[list[Requirement], Field(min_length=1)] | None = None
     settings: dict = Field(default_factory=dict)
 
 
 class Study(Strict):
-    """A study's name, title and runs, and what its runs are made of; ``plan`` where it measures trade-offs."""
+    """A study's name, title and runs, and what its runs are made of; ``plan`` where it measures trade-offs.
+
+    ``own`` are the benchmarks that the study's ``file`` brings.
+    """
 
     name: str
+    file: Path
     title: str
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     requirements: dict[str, tuple[float, ...]]
     settings: dict[str, Settings]
     plan: Plan | None = None
+    own: dict[str, Benchmark] = Field(default_factory=dict)
 
     @property
     def benchmarks(self) -> tuple[str, ...]:
@@ -110,6 +128,7 @@ class Study(Strict):
                 | {
                     "study": self.name,
                     "benchmark": name,
+                    "own": self.own.get(name),
                     "method": method,
                     "seed": seed,
                     "settings": self.settings[name],
@@ -130,11 +149,28 @@ def names() -> list[str]:
     return sorted(path.stem for path in (root() / "studies").glob("*.yaml"))
 
 
+def located(name: str | Path) -> Path:
+    """Return a study's file: ``studies/<name>.yaml``, or the one that ``name`` is the path of.
+
+    A relative path counts from the current folder, or else from the project's: notebooks run in their own.
+    """
+    if not str(name).endswith((".yaml", ".yml")):
+        path = root() / "studies" / f"{name}.yaml"
+    else:
+        path = Path(name).expanduser().absolute()
+        if not path.is_file() and (project := find_root()):
+            path = project / Path(name).expanduser()
+    known = names() if find_root() else []
+    if not path.is_file():
+        raise StudyError(f"no study '{name}' ({path} is missing); there are {', '.join(known)}")
+    if path.stem in known and path.parent != root() / "studies":
+        raise StudyError(f"{path}: the project has a study '{path.stem}' in studies/: give the file another name")
+    return path
+
+
 def load(name: str | Path) -> Study:
     """Load the study ``studies/<name>.yaml``, or the one in a YAML file; ``StudyError`` says what is wrong."""
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else root() / "studies" / f"{name}.yaml"
-    if not path.is_file():
-        raise StudyError(f"no study '{name}' ({path} is missing); there are {', '.join(names())}")
+    path = located(name)
     try:
         values = yaml.load(path.read_bytes(), UniqueKeys)
     except yaml.YAMLError as error:
@@ -145,7 +181,7 @@ def load(name: str | Path) -> Study:
     plan = None if spec.plan is None else checked(Plan, spec.plan, f"{path}: plan.")
     model = Recipe if plan else Settings
     common = checked(model, spec.settings, f"{path}: settings.").model_dump(exclude_unset=True)
-    settings, requirements = {}, {}
+    settings, requirements, brought = {}, {}, {}
     for benchmark, values in spec.benchmarks.items():
         place = f"{path}: benchmarks.{benchmark}."
         part = checked(_Part, values, place)
@@ -154,6 +190,8 @@ def load(name: str | Path) -> Study:
             raise StudyError(f"{place}requirements: {wrong}")
         own = checked(model, part.settings, f"{place}settings.").model_dump(exclude_unset=True)
         settings[benchmark] = Settings(**common | own)
+        if part.dataset is not None or part.network is not None:
+            brought[benchmark] = _own(part, path, place, spec)
         requirements[benchmark] = tuple(part.requirements or ())
     lists = {f"benchmarks.{benchmark}.requirements": listed for benchmark, listed in requirements.items()}
     for what, listed in {**lists, "methods": tuple(spec.methods), "seeds": tuple(spec.seeds)}.items():
@@ -161,23 +199,35 @@ def load(name: str | Path) -> Study:
             raise StudyError(f"{path}: {what} lists something twice: {list(listed)}")
     return Study(
         name=path.stem,
+        file=path,
         title=spec.title,
         methods=tuple(spec.methods),
         seeds=tuple(spec.seeds),
         settings=settings,
         requirements=requirements,
         plan=plan,
+        own=brought,
     )
+
+
+def _own(part: _Part, path: Path, place: str, spec: _Spec) -> Benchmark:
+    """Return the benchmark that a study file brings; its paths count from the file's folder."""
+    given = part.model_dump(include={"dataset", "network"}, exclude_none=True)
+    benchmark = checked(Benchmark, given, place)
+    if not benchmark.is_notation and spec.plan and SMALL in spec.methods:
+        raise StudyError(f"{place}network: '{SMALL}' scales a network in the report's notation, not a function's")
+    return benchmark.beside(path.parent)
 
 
 def find(benchmark: str, study: str | None = None) -> Study:
     """Load the study named, or else the largest with the benchmark and the report's method."""
     if study:
         return load(study)
-    candidates = [one for one in map(load, names()) if one.plan is None and benchmark in one.benchmarks]
-    if candidates:
+    every = [one for one in map(load, names()) if one.plan is None]
+    if candidates := [one for one in every if benchmark in one.benchmarks]:
         return max(candidates, key=lambda candidate: (REPORTED_METHOD in candidate.methods, len(candidate.runs)))
-    raise StudyError(f"no study has a benchmark '{benchmark}'; known are {', '.join(BENCHMARKS)}")
+    known = dict.fromkeys(name for one in every for name in one.benchmarks)
+    raise StudyError(f"no study has a benchmark '{benchmark}'; known are {', '.join(known)}")
 
 
 class UniqueKeys(yaml.SafeLoader):

@@ -26,6 +26,7 @@ from pruning.schedules import PolynomialSchedule
 from pruning.strategies import Rounds
 from pruning.study.config import SMALL, STEPS, Plan, Run
 from pruning.study.locks import locked
+from pruning.study.networks import Network, described
 from pruning.study.states import Context
 from pruning.study.training import Training, accuracy, batches, generator, prepare, step
 
@@ -49,21 +50,21 @@ class _Curve:
         for _ in range(iterations):
             step(training, self.run.settings, *next(stream))
 
-    def new(self, notation: str) -> Training:
+    def new(self, made_as: Network) -> Training:
         """Make a training of a network from its first weights."""
-        return prepare(notation, self.run.settings, 0.5, METHODS["unpruned"], self.run.seed, self.context.device)
+        return prepare(made_as, self.run.settings, 0.5, METHODS["unpruned"], self.run.seed, self.context.device)
 
     def dense(self) -> Training:
         """Return the training that all methods of a benchmark and seed start from; trained once, then resumed."""
         saved = self.context.dense.at(f"{self.plan.dense}-iterations")
         with locked(saved.path.with_suffix(".lock")):
             if (state := saved.load(self.context.device)) is None:
-                training = self.new(self.run.network)
+                training = self.new(self.context.network)
                 self.train(training, self.batches(0), self.plan.dense)
                 saved.save(training.state_dict())
                 # As every later run has it: loaded tensors may differ in memory layout, and so in rounding.
                 state = load_state(saved.path, saved.owner, self.context.device)
-        training = self.new(self.run.network)
+        training = self.new(self.context.network)
         training.load_state_dict(state)
         return training
 
@@ -81,7 +82,7 @@ def scan(run: Run, context: Context) -> tuple[dict, None]:
     assert run.plan
     average, validation = _Curve(run, run.plan, context).dense().average, context.dataset.validation
     whole, points = accuracy(average, validation), []
-    for part in network_layers(run.network):
+    for part in described(context.network):
         place = {"layer": part.name, "kind": part.kind}
         points.append(place | {"density": 1.0, "validation_accuracy": whole})
         for density in run.plan.densities:
@@ -109,7 +110,7 @@ def _pruned(curve: _Curve) -> Iterator[dict]:
                 cut(training, method, steps[iteration], rng)
             curve.train(training, stream, 1)
         before = 1 / ratio
-        yield _point(curve, ratio, training, curve.run.network)
+        yield _point(curve, ratio, training, curve.context.network)
 
 
 def _small(curve: _Curve) -> Iterator[dict]:
@@ -123,7 +124,7 @@ def _small(curve: _Curve) -> Iterator[dict]:
 def _unpruned(curve: _Curve) -> Iterator[dict]:
     training = curve.dense()
     curve.train(training, curve.batches(curve.plan.dense), len(curve.plan.ratios) * curve.plan.stage)
-    yield _point(curve, 1.0, training, curve.run.network)
+    yield _point(curve, 1.0, training, curve.context.network)
 
 
 def prunings(method: Method, before: float, after: float, stage: int, rounds: int) -> dict[int, float]:
@@ -211,9 +212,9 @@ def scaled(notation: str, ratio: float) -> str:
     return named(chosen)
 
 
-def _point(curve: _Curve, ratio: float, training: Training, notation: str) -> dict:
+def _point(curve: _Curve, ratio: float, training: Training, made_as: Network) -> dict:
     dataset, pruned = curve.context.dataset, masked_layers(training.average)
-    whole, table = network_layers(curve.run.network), network_layers(notation)
+    whole, table = described(curve.context.network), described(made_as)
     significant = {layer.name: pruned[layer.name].significant for layer in table}
     synapses, kept = sum(layer.synapses for layer in whole), sum(significant.values())
     macs = sum(significant[layer.name] * layer.output_positions for layer in table)

@@ -14,6 +14,7 @@ iteration, so a run that was killed resumes its checkpoint and gives the same nu
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import time
@@ -27,14 +28,14 @@ from torch import Tensor, nn
 
 from pruning.accel import convolution
 from pruning.control import Event, PruneControl
-from pruning.masks import masked
+from pruning.masks import masked, masked_layers
 from pruning.methods import Method
-from pruning.notation import lenet
 from pruning.study.config import Recipe
 from pruning.study.datasets import Dataset, Split
+from pruning.study.networks import Network, OwnNetwork, build
 from pruning.study.states import DenseStates, StateFile
 
-ORDER, WEIGHTS = 1, 2
+ORDER, WEIGHTS, NOISE = 1, 2, 5  # purposes of random generators, beside those of other modules
 
 
 def generator(*words: int) -> torch.Generator:
@@ -43,11 +44,11 @@ def generator(*words: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def network(notation: str, seed: int, device: torch.device | str = "cpu") -> nn.Module:
+def network(made_as: Network, seed: int, device: torch.device | str = "cpu") -> nn.Module:
     """Make a masked network with the weights that belong to ``seed``, in the layout that is fastest on the device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
-        model = lenet(notation)
+        model = build(made_as)
     compiled = torch.device(device).type == "cpu" and convolution.suits(model)
     layout = torch.contiguous_format if compiled else torch.channels_last
     return masked(model).to(device, memory_format=layout)  # type: ignore[call-overload]  # as PyTorch documents it
@@ -105,7 +106,10 @@ def accuracy(model: nn.Module, split: Split, batch: int = 500) -> float:
 
 @dataclass
 class Training:
-    """A training under way or finished: the live model, its average, and the control."""
+    """A training under way or finished: the live model, its average, and the control.
+
+    ``noise`` is the seed of what is random within the network, such as dropout, None where nothing is.
+    """
 
     model: nn.Module
     average: nn.Module
@@ -113,11 +117,20 @@ class Training:
     control: PruneControl
     iteration: int = 0
     seconds: float = 0.0
+    noise: int | None = None
 
     @functools.cached_property
     def parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The average's parameters and the live ones, in the same order."""
         return list(self.average.parameters()), list(self.model.parameters())
+
+    @functools.cached_property
+    def statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """The average's buffers beside the live ones, without masks: what batch normalisation has measured."""
+        masks = {id(layer.mask) for layer in masked_layers(self.model).values()}
+        kept, averaged = self.model.state_dict().keys(), dict(self.average.named_buffers())
+        live = {name: buffer for name, buffer in self.model.named_buffers() if name in kept and id(buffer) not in masks}
+        return [(averaged[name], buffer) for name, buffer in live.items()]
 
     def state_dict(self) -> dict:
         parts = ("model", "average", "optimizer", "control")
@@ -133,7 +146,7 @@ class Training:
 
 
 def prepare(
-    notation: str,
+    made_as: Network,
     recipe: Recipe,
     requirement: float,
     method: Method,
@@ -142,7 +155,9 @@ def prepare(
     **limits,
 ) -> Training:
     """Make a training before its first iteration; ``limits`` are the control's patience, budget and ramp."""
-    return prepare_model(network(notation, seed, device), recipe, requirement, method, seed, **limits)
+    training = prepare_model(network(made_as, seed, device), recipe, requirement, method, seed, **limits)
+    training.noise = seed if isinstance(made_as, OwnNetwork) else None
+    return training
 
 
 def prepare_model(
@@ -165,7 +180,9 @@ def prepare_model(
 def step(training: Training, recipe: Recipe, images: Tensor, labels: Tensor) -> None:
     """Do one iteration: forward, backward, update, average; no synchronisation with the device."""
     control = training.control
-    F.cross_entropy(convolution.run(training.model, images), labels).backward()
+    with _noise(training):
+        loss = F.cross_entropy(convolution.run(training.model, images), labels)
+    loss.backward()
     if control.watching:
         control.observe(training.iteration + 1)
     done = training.iteration - control.restarted + 1
@@ -179,6 +196,23 @@ def step(training: Training, recipe: Recipe, images: Tensor, labels: Tensor) -> 
     with torch.no_grad():
         average, live = training.parameters
         torch._foreach_lerp_(average, live, 1 - decay)  # type: ignore[arg-type]  # parameters are tensors
+        for averaged, measured in training.statistics:
+            if averaged.is_floating_point():
+                averaged.lerp_(measured, 1 - decay)
+            else:
+                averaged.copy_(measured)
+
+
+@contextlib.contextmanager
+def _noise(training: Training) -> Iterator[None]:
+    """Make what is random within the network a function of seed and iteration, so that a resumed run repeats it."""
+    if training.noise is None:
+        yield
+        return
+    device = next(training.model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(generator(training.noise, NOISE, training.iteration).initial_seed())
+        yield
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 from statistics import fmean
 
 from pruning.files import DamagedFile
@@ -22,6 +23,7 @@ from pruning.notation import layers
 from pruning.study.config import HASHED, Run
 from pruning.study.locks import BEATS, Holder, holder, silence
 from pruning.study.records import from_line, lines, published_path
+from pruning.study.runner import check
 from pruning.study.runner import run as carry_out
 from pruning.study.store import all_current
 
@@ -60,6 +62,7 @@ def work(runs: Sequence[Run], device: str = "cpu", say: Callable[[str], None] = 
 
     Ends when all are done or in the hands of workers that show signs of life.
     """
+    check(runs)
     ordered, done = in_order(runs), 0
     while waiting := _undone(ordered):
         ready = [run for run in waiting if _ready(run, waiting)]
@@ -123,13 +126,12 @@ def _seconds(runs: Sequence[Run]) -> dict[Run, float]:
                 told.setdefault((record["run"]["benchmark"], record["run"]["method"]), []).append(record["seconds"])
             except (DamagedFile, KeyError):
                 continue
-    return {
-        run: fmean(known)
-        if (known := told.get((run.benchmark, run.method)))
-        else 3
-        * sum(layer.macs for layer in layers(run.network))
-        * run.settings.batch
-        * run.settings.budget
-        / MACS_PER_SECOND
-        for run in runs
-    }
+    return {run: fmean(told.get((run.benchmark, run.method), [_arithmetic(run)])) for run in runs}
+
+
+def _arithmetic(run: Run) -> float:
+    """Return the seconds of a training to the end of its budget; infinite for a network that only code knows."""
+    if not run.made_of.is_notation:
+        return inf
+    macs = 3 * sum(layer.macs for layer in layers(run.network)) * run.settings.batch * run.settings.budget
+    return macs / MACS_PER_SECOND

@@ -318,6 +318,18 @@ def test_the_front_joins_the_methods_that_none_beats():
     assert front(drawn(some())) == pytest.approx(np.array([(0.0225, 2), (0.05625, 1.5), (1, 1)]))
 
 
+def test_the_overview_names_every_method_once_and_joins_the_front(tmp_path):
+    rows = [{**line, "requirement": requirement} for requirement in (0.97, 0.99) for line in some()]
+    rows += [row(method="lamp", requirement=0.97, seed=0)]  # not measured in all settings
+    figure = figures.overview(pd.DataFrame(rows))
+    assert sorted(texts(figure)) == ["", "adaptive", "gradual", "iterative", "unpruned"]
+    assert front(figure) == pytest.approx(np.array([(0.0225, 2), (0.05625, 1.5)]))
+    assert "means over 2 settings and 2 seeds" in figure._suptitle.get_text()
+    before = [path.read_bytes() for path in figures.save(figure, tmp_path, "one")]
+    again = figures.overview(pd.DataFrame(rows))
+    assert [path.read_bytes() for path in figures.save(again, tmp_path, "one")] == before
+
+
 def test_a_method_that_removed_nothing_does_not_stand_for_the_unpruned_training():
     rows = pd.DataFrame(
         [

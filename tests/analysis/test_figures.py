@@ -42,6 +42,65 @@ def found(tmp_path_factory):
         yield [run(one) for one in sorted((*quick.runs, *missed), key=lambda one: one.name)]
 
 
+DEEP = """
+from torch import nn
+
+class Step(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, values):
+        return values + self.linear(values).relu() / 5
+
+def deep(shape, classes):
+    steps = [Step() for _ in range(48)]
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 4, 7, stride=7), nn.Flatten(), nn.Linear(64, 16), *steps, nn.Linear(16, classes)
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """The record of a network of 51 layers, made by a function, with a round of pruning."""
+    place = tmp_path_factory.mktemp("deep")
+    (place / "deep.yaml").write_text(
+        STUDY.replace("  digits-2c:", "  ladder:\n    dataset: digits\n    network: deep_networks:deep")
+        .replace("[0.4]", "[0.15]")
+        .replace("interval: 20", "interval: 10")
+        .replace("budget: 120", "budget: 30")
+    )
+    (place / "deep_networks.py").write_text(DEEP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNING_RESULTS", str(place))
+        yield run(load(place / "deep.yaml").select(methods=["iterative"], seeds=[0])[0])
+
+
+@pytest.mark.slow
+def test_figures_cope_with_fifty_layers(deep):
+    table, names = frame([deep]), titles([deep])
+    assert len(deep["layers"]) == 51 and deep["rounds"]
+    drawn = {
+        "densities": figures.layer_densities(deep),
+        "histograms": figures.weight_histograms(deep),
+        "benchmarks": figures.benchmarks_table(table, names, [deep]),
+        "cycle": figures.iterative_pruning(deep),
+        "synapses": figures.significant_synapses(table, names),
+    }
+    for name, figure in drawn.items():
+        width, height = figure.get_size_inches()
+        assert width < 18 and height < 12, name
+        assert len(np.unique(np.asarray(PIL.Image.open(io.BytesIO(figures.png(figure, dpi=40))).convert("L")))) > 20, (
+            name
+        )
+    assert "(12 of 51, input to output)" in texts(drawn["densities"])
+    assert "12 of 51 layers, input to output" in texts(drawn["histograms"])
+    shown = texts(drawn["benchmarks"])
+    assert "13,668" in shown and "16,608" in shown, "all synapses and multiply-accumulates"
+    assert "Digits, ladder" in shown and "deep_networks:deep" in shown and "1 × 28×28" in shown
+
+
 def drawn(found):
     table, names = frame(found), titles(found)
     one = {record["run"]["name"]: record for record in found}["digits-2c-0.4-iterative-0"]
@@ -130,6 +189,27 @@ def test_a_run_that_did_not_reach_its_requirement_is_shown(found):
         assert "1/1" not in shown and "did not reach" not in shown
 
 
+@pytest.mark.arithmetic
+def test_a_requirement_that_was_never_met_is_told_as_that(found):
+    (record,) = [record for record in found if not record["result"]["reached"]]
+    figure = figures.learning_curve(record)
+    low, high = figure.axes[0].get_ylim()
+    seen = max(record["trajectory"]["accuracy"])
+    assert low < seen < high and low < record["run"]["requirement"] <= high, "upright, with all that matters in it"
+    assert "delivered" not in texts(figure) and "first met" not in texts(figure)
+    shown = texts(figures.weight_histograms(record))
+    assert "the requirement was never met" in shown and "before pruning" not in shown and "delivered" not in shown
+    assert "density at the end" in texts(figures.layer_densities(record))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "written"),
+    [(1, "100 %"), (0.9999, "99.99 %"), (0.99999, "99.999 %"), (0.376, "37.6 %"), (0.55, "55 %"), (0.0012, "0.12 %")],
+)
+def test_only_all_is_written_as_all(fraction, written):
+    assert figures.percent(fraction) == written
+
+
 def test_what_a_figure_must_say_it_says(found):
     table = frame(found)
     others = table.assign(benchmark="cifar10-2c", network="3x32x32-6c5-16c5-120-84-10")
@@ -158,6 +238,9 @@ def test_networks_that_are_not_the_reports_have_their_names():
     assert figures.title("lenet-5", {"lenet-5": "MNIST"}) == "MNIST, LeNet-5-Caffe"
     assert figures.title("lenet-300-100", {}) == "lenet-300-100, LeNet-300-100"
     assert figures.title("mnist-3c", {"mnist-3c": "MNIST"}) == "MNIST, 3 convolutions"
+    assert figures.title("fashion-2c", {"fashion-2c": "FashionMNIST"}) == "FashionMNIST, 2 convolutions"
+    assert figures.title("small-resnet", {"small-resnet": "flowers"}) == "flowers, small-resnet"
+    assert figures.title("flowers", {"flowers": "flowers"}) == figures.title("flowers", {}) == "flowers"
 
 
 def test_every_method_has_a_look_of_its_own_whose_label_begins_with_its_code():

@@ -337,8 +337,8 @@ def test_the_committed_tables_belong_to_the_committed_records(report):
     assert len(stored) == len(pruned) * len(ENCODINGS) and len(energies) == len(pruned) * 3 * len(ON_CHIP)
 
 
-def test_the_committed_readme_holds_what_the_committed_tables_give(report):
-    text = (root() / "README.md").read_text(encoding="utf-8")
+def test_the_committed_page_holds_what_the_committed_tables_give(report):
+    text = (root() / "docs/results.md").read_text(encoding="utf-8")
     assert savings.readme(text, report) == text, "run 'make readme'"
 
 

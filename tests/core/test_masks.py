@@ -1,5 +1,4 @@
 import copy
-import importlib
 import io
 import pickle
 
@@ -454,46 +453,6 @@ def test_no_gradient_mode_and_a_frozen_copy():
         assert frozen.eval()(images()).shape == (3, 5)
 
 
-@pytest.mark.slow
-def test_resnet18():
-    importlib.import_module("pruning.study.vision")  # lets torchvision be imported beside a CPU build of torch
-    from torchvision.models import resnet18
-
-    plain = resnet18(num_classes=10)
-    convolutions = sum(isinstance(module, nn.Conv2d) for module in plain.modules())
-    model = masked(plain).to(memory_format=torch.channels_last)
-    layers = masked_layers(model)
-    assert len(layers) == convolutions + 1 == 21
-    optimizer = OPTIMIZERS["sgd"](model.parameters())
-
-    def step():
-        optimizer.zero_grad()
-        x = torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-        F.cross_entropy(model(x), torch.randint(10, (4,))).backward()
-        optimizer.step()
-
-    step()
-    for layer in layers.values():
-        size = layer.weight.abs().flatten()
-        layer.prune(layer.weight.abs() > size.kthvalue(round(0.8 * size.numel())).values)
-    masks = {name: layer.mask.clone() for name, layer in layers.items()}
-    assert density(model) == pytest.approx(0.2, abs=1e-3)
-    for _ in range(3):
-        step()
-    for name, layer in layers.items():
-        assert torch.equal(layer.mask, masks[name])
-        assert not layer.effective_weight()[~masks[name]].any() and not layer.weight.grad[~masks[name]].any()
-    x = torch.randn(2, 3, 32, 32)
-    expected = model.eval()(x)
-    assert expected.isfinite().all()
-    result = unmasked(model)
-    assert type(result.layer1[0].conv1) is nn.Conv2d and torch.equal(result(x), expected)
-    assert all(not result.get_submodule(name).weight[~mask].any() for name, mask in masks.items())
-    fresh = resnet18(num_classes=10)
-    fresh.load_state_dict(saved(result.state_dict()))
-    assert density(masked(fresh, zeros_pruned=True)) == density(masked(result, zeros_pruned=True)) < 0.21
-
-
 class Reads(nn.Module):
     """A model that reads weights in every way but a layer's own forward pass; vectors [N, 8] to logits [N, 3]."""
 
@@ -584,6 +543,35 @@ def test_what_has_no_mask_is_said():
     assert list(masked_layers(masked(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), exclude=["1"]))) == ["0"]
     assert list(masked_layers(masked(Net(), include=["head.*"], exclude=["*.out", "body*"]))) == ["head.hidden"]
     assert list(masked_layers(masked(Net(), include=[nn.Conv2d], exclude=["head*"]))) == ["body.0"]
+
+
+def test_a_parameter_of_ones_own_is_masked_by_its_name():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel, self.weight = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3, 3))
+            self.list = nn.ParameterList([torch.randn(3, 3)])
+
+        def forward(self, x):
+            return x @ self.kernel @ self.weight @ self.list[0]
+
+    assert list(masked_layers(masked(Own(), include=[Own], exclude=["kernel", "list.0"]))) == [""]
+    model = masked(nn.Sequential(Own(), nn.Linear(3, 2)), include=[nn.Linear, "*.kernel", "*.list.0"], exclude=[Own])
+    assert list(masked_layers(model)) == ["0.list.0", "1"]
+    model = masked(nn.Sequential(Own(), nn.Linear(3, 2)), include=[nn.Linear, Own, "*.kernel", "*.list.0"])
+    assert list(masked_layers(model)) == ["0.kernel", "0.weight", "0.list.0", "1"]
+    cut(model, 0.7)
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(5, 4)).square().sum().backward()
+        optimizer.step()
+    x = torch.randn(5, 4)
+    expected = model(x)
+    for layer in masked_layers(model).values():
+        assert not layer.gradient[~layer.mask].any() and not layer.weight[~layer.mask].any()
+    assert torch.equal(copy.deepcopy(model)(x), expected) and torch.equal(unmasked(model)(x), expected)
+    assert type(model[0]) is Own and type(model[0].list) is nn.ParameterList
 
 
 @pytest.mark.parametrize(

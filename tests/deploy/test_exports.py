@@ -200,6 +200,34 @@ def test_plain_and_channels_last_models_are_the_same_to_it(tmp_path):
     assert model.conv1.weight.shape == (4, 1, 3, 3)
 
 
+@pytest.mark.arithmetic
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_pytorchs_own_exporters_take_a_masked_model_or_say_what_to_give_them(tmp_path):
+    notation = "12x12-4c3-6c3-9-7-3"
+    model = pruned(notation, 0.3).eval()
+    with torch.no_grad():  # as an optimizer leaves it: what is stored under the mask is not zero
+        model.fc1._parameters["weight"].add_(1)
+    x = images(notation, 1)
+    with torch.no_grad():
+        expected = copy.deepcopy(model)(x)
+    for network in (model, unmasked(copy.deepcopy(model))):
+        torch.onnx.export(copy.deepcopy(network), (x,), tmp_path / "model.onnx", dynamo=False, input_names=["images"])
+        ready = session((tmp_path / "model.onnx").read_bytes())
+        assert np.allclose(ready.run(None, {"images": x.numpy()})[0], expected, atol=1e-5)
+        for exported in (
+            torch.export.export(copy.deepcopy(network), (x,)).module(),
+            torch.jit.trace(copy.deepcopy(network), x),
+            torch.fx.symbolic_trace(copy.deepcopy(network)),
+        ):
+            assert torch.allclose(exported(x), expected, atol=1e-6)
+    before = type(model.fc1)
+    with pytest.raises(RuntimeError, match=r"cannot compile masked layers: give it unmasked\(copy.deepcopy\(model\)\)"):
+        torch.jit.script(model)
+    assert type(model.fc1) is before
+    assert torch.allclose(torch.jit.script(unmasked(copy.deepcopy(model)))(x), expected, atol=1e-6)
+
+
 def test_another_quantization_than_8_bits_is_refused():
     for make in (to_c, table_bytes):
         with pytest.raises(ValueError, match="quantize must be None or 8, got 4"):
@@ -369,6 +397,74 @@ def test_the_command_can_keep_every_weight_and_reads_zeros_as_pruned(tmp_path):
     stored = storage.load(tmp_path / "model.prn")
     assert torch.equal(logits(stored, images(notation)), logits(narrowed(model, notation)[0], images(notation)))
     assert stored.fc1.significant <= model.fc1.significant
+
+
+def test_the_command_takes_a_notation_by_its_structure_whatever_the_layers_are_called(tmp_path):
+    notation = "12x12-4c3-6c3-9-7-3"
+    model = pruned(notation, 0.3)
+    for name, state in (("masks", model), ("plain", unmasked(copy.deepcopy(model)))):
+        torch.save(nn.Sequential(*copy.deepcopy(state)).state_dict(), tmp_path / "model.pt")
+        assert main([str(tmp_path / "model.pt"), str(tmp_path / name), "--network", notation]) == 0
+    assert (tmp_path / "masks" / "model.prn").read_bytes() == (tmp_path / "plain" / "model.prn").read_bytes()
+    assert storage.load(tmp_path / "masks" / "model.prn").conv1.in_channels == 1
+
+
+OWN = """
+from torch import nn
+
+def sequential():
+    features = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.AvgPool2d(2))
+    return nn.Sequential(features, nn.Flatten(), nn.Dropout(), nn.Linear(6 * 16, 5))
+
+def branching():
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(6 * 36, 5))
+
+def nothing():
+    return None
+"""
+
+
+@pytest.mark.arithmetic
+def test_the_command_takes_a_sequential_network_that_a_function_makes(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_networks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_networks
+
+    torch.manual_seed(0)
+    model = masked(own_networks.sequential())
+    for layer in masked_layers(model).values():
+        layer.prune(torch.rand_like(layer.weight) < 0.4)
+    model[0][0].prune(torch.arange(6).ne(2).view(6, 1, 1, 1).expand(6, 3, 3, 3))
+    model(torch.randn(20, 3, 8, 8))  # statistics of BatchNorm
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    asked = "--network", "own_networks:sequential", "--input", "3x8x8", "--clusters", "0"
+    assert main([str(tmp_path / "model.pt"), str(tmp_path / "out"), *asked]) == 0
+    assert "without dead neurons 3x8x8-5c3-5" in capsys.readouterr().out
+    again = masked(own_networks.sequential()).eval()
+    again.load_state_dict(storage.decode_state((tmp_path / "out" / "model.prn").read_bytes()))
+    x = torch.randn(50, 3, 8, 8)
+    wanted = logits(model.eval(), x)
+    assert torch.equal(again(x), model(x))
+    found = session((tmp_path / "out" / "model.onnx").read_bytes()).run(None, {"images": x.numpy()})[0]
+    assert np.allclose(found, wanted, atol=1e-5)
+    program, sure = compiled((tmp_path / "out" / "model.c").read_text(), tmp_path / "program"), clear(wanted)
+    assert np.array_equal(run_program(program, x)[sure], wanted.argmax(1).numpy()[sure])
+    # What it wrote is taken again.
+    assert main([str(tmp_path / "out" / "model.prn"), str(tmp_path / "again"), *asked]) == 0
+    assert (tmp_path / "again" / "model.c").read_bytes() == (tmp_path / "out" / "model.c").read_bytes()
+    torch.save(own_networks.branching().state_dict(), tmp_path / "branching.pt")
+    for arguments, message in (
+        (("model.pt", *asked[:2]), "--input CxHxW and --network package.module:function go together"),
+        (("model.pt", "--network", "3x8x8-5", *asked[2:]), "--input CxHxW and --network"),
+        (("model.pt", "--network", "own_networks:missing", *asked[2:]), "no such function"),
+        (("model.pt", "--network", "own_networks:nothing", *asked[2:]), "returned NoneType, not a network"),
+        (("model.pt", "--network", "own_networks:branching", *asked[2:]), "does not fit 'own_networks:branching'"),
+        (("branching.pt", "--network", "own_networks:branching", *asked[2:]), "layer '1' (Sigmoid) is not known"),
+        (("out/model.prn",), "holds no notation"),
+    ):
+        assert main([str(tmp_path / arguments[0]), str(tmp_path / "none"), *arguments[1:]]) == 1, arguments
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 RUN = "import sys; from pruning.deploy.command import main; sys.exit(main())"

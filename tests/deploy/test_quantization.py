@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.ao.quantization import default_dynamic_qconfig, default_qconfig, prepare, quantize_dynamic
 
 from pruning.deploy.quantization import fine_tune, share_weights
 from pruning.deploy.storage import decode_state, encode
@@ -97,3 +98,23 @@ def test_pytorchs_own_quantization_takes_an_unmasked_copy():
     for name, layer in masked_layers(model).items():
         weight = small.get_submodule(name).weight().int_repr()
         assert weight.dtype == torch.int8 and not weight[~layer.mask].any()
+
+
+def by_name(model):
+    quantize_dynamic(model, {"3": default_dynamic_qconfig})
+
+
+def static(model):
+    model = nn.Sequential(model)
+    model.qconfig = default_qconfig
+    prepare(model.eval())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize", "ignore:Please use quant_min")
+@pytest.mark.parametrize("quantize", [lambda model: quantize_dynamic(model, {nn.Linear}), by_name, static])
+def test_pytorchs_quantization_of_a_masked_model_is_refused_by_name(quantize):
+    model = masked(nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)))
+    model[1].prune(torch.eye(8, 16) == 0)
+    with pytest.raises(RuntimeError, match=r"passes over masked layers: give it unmasked\(copy.deepcopy\(model\)\)"):
+        quantize(model)
+    quantize(unmasked(copy.deepcopy(model)))

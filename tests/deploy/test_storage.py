@@ -1,3 +1,4 @@
+import copy
 import itertools
 import tracemalloc
 import zlib
@@ -11,7 +12,7 @@ from pruning.deploy.binary import StorageError
 from pruning.deploy.encodings import ENCODINGS, SHARED, relative_codes
 from pruning.deploy.quantization import share_weights
 from pruning.deploy.storage import decode, decode_state, encode
-from pruning.masks import masked, masked_layers
+from pruning.masks import masked, masked_layers, unmasked
 from pruning.notation import lenet
 from pruning.study.datasets import load
 
@@ -114,6 +115,43 @@ def test_any_model_with_its_other_tensors():
             decode(encode(chosen, encoding))
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_model_without_masks_is_stored_without_its_zeros(encoding):
+    model = ready(pruned(density=0.05), encoding)
+    plain = unmasked(copy.deepcopy(model))
+    assert encode(plain, encoding, SMALL) == encode(model, encoding, SMALL)
+    for given in (plain, plain.state_dict()):
+        data = encode(given, encoding)
+        assert same(decode_state(data), plain.state_dict())
+        assert encoding == "dense32" or len(data) <= len(encode(model, encoding)) + 8
+    # A layer without a zero stays as it is, also where its weights are not shared.
+    state = plain.state_dict() | {"dense.weight": torch.ones(30, 30).uniform_(1, 2), "bias": torch.zeros(7)}
+    assert same(decode_state(encode(state, encoding)), state)
+    sparse = {"weight": torch.ones(50, 50).uniform_(1, 2).triu(40)}  # more distinct weights than a codebook holds
+    data = encode(sparse, encoding)
+    assert same(decode_state(data), sparse)
+    assert encoding == "dense32" or len(data) < 50 * 50
+
+
+def test_every_mask_of_a_model_is_stored_as_one():
+    model = nn.ModuleDict({"lstm": nn.LSTM(40, 30), "attention": nn.MultiheadAttention(32, 4)})
+    model["first"], model["tied"] = nn.Linear(32, 64), nn.Linear(32, 64)
+    model["tied"].weight = model["first"].weight
+    model["again"] = model["first"]
+    masked(model)
+    for layer in masked_layers(model).values():
+        layer.prune(torch.rand(layer.mask.shape) < 0.02)
+    expected = model.state_dict()
+    for encoding in ENCODINGS[1:4]:
+        for given in (model, expected):
+            data = encode(given, encoding)
+            assert same(decode_state(data), expected)
+            assert len(data) < 0.1 * len(encode(given, "dense32")) + 1000
+    model.load_state_dict(decode_state(data))
+    hidden = {"weight": torch.ones(2, 2), "mask": torch.eye(2, dtype=torch.bool)}  # no mask of ours: nothing is lost
+    assert same(decode_state(encode(hidden, "csr")), hidden)
+
+
 def test_channels_last_is_the_same_network():
     model = pruned()
     assert encode(model.to(memory_format=torch.channels_last), "relative", SMALL) == encode(pruned(), "relative", SMALL)
@@ -124,10 +162,8 @@ def test_wrong_requests_say_what_is_wrong():
         encode(pruned(), "zip")
     with pytest.raises(ValueError, match="not a masked lenet"):
         encode(pruned(), "csr", "12x12-2c3-3c3-6-3")
-    with pytest.raises(ValueError, match="has none: call masked"):
-        encode(lenet(SMALL), "csr", SMALL)
-    with pytest.raises(ValueError, match=r"masked\(model\) was not called"):
-        encode(lenet(SMALL), "dense32", SMALL)
+    with pytest.raises(ValueError, match=r"tensors must be one of"):
+        encode({"weight": torch.zeros(2, 2, dtype=torch.bfloat16)}, "csr")
     distinct = pruned(LENET).conv2.significant
     with pytest.raises(ValueError, match=rf"conv2.weight: {distinct} distinct weights.*share_weights"):
         encode(pruned(LENET), "codebook", LENET)
@@ -235,7 +271,8 @@ def test_a_forged_file_is_refused_or_a_network_and_nothing_else(encoding, notati
                 continue
             for name, tensor in state.items():
                 if name.endswith("mask"):
-                    assert tensor.dtype == torch.bool and not state[name[:-4] + "weight"][~tensor].any()
+                    weight = name[:-5] if name.endswith("_mask") else name[:-4] + "weight"
+                    assert tensor.dtype == torch.bool and not state[weight][~tensor].any()
     assert refused > 50
 
 

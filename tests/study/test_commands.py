@@ -1,5 +1,6 @@
 """The command line: every verb, and one line for what is wrong."""
 
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ from tiny import ROOT, published
 
 from pruning.__main__ import main
 from pruning.analysis.claims import markdown
-from pruning.analysis.readme import readme
+from pruning.analysis.readme import PAGES, readme
 from pruning.analysis.tables import frame, titles
 from pruning.files import DamagedFile
 from pruning.methods import METHODS
@@ -61,13 +62,25 @@ def test_the_table_for_the_readme(tiny):
     assert "old" not in made and f"<!-- claims -->\n{claims}\n<!-- /claims -->" in made
     with pytest.raises(DamagedFile, match="marks <!-- claims --> and <!-- /claims --> once each"):
         readme(text.replace("<!-- claims -->", ""), records, ["random"])
-    with pytest.raises(DamagedFile, match="marks <!-- table --> and <!-- /table --> once each"):
-        readme("no marks", [], [])
+    assert readme("no marks", records, []) == "no marks"
 
 
-def test_the_readme_holds_what_the_committed_records_give(monkeypatch):
-    monkeypatch.delenv("PRUNING_RESULTS", raising=False)
+def test_the_readme_is_short_and_says_first_what_was_found():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 1200
+    first = text.split("<!-- found -->")[1].split("<!-- /found -->")[0]
+    assert re.search(r"\d", first.split(".")[0])
+    tables = [block.count("\n|") + block.startswith("|") - 2 for block in text.split("\n\n") if "|---" in block]
+    assert len(tables) == 2 and max(tables) <= 8
+    marks = ("<!-- found -->", "![", "make study", "<!-- short -->", "## Notebooks", "```python")
+    order = [text.index(mark) for mark in marks]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_pages_hold_what_the_committed_records_give(page, monkeypatch):
+    monkeypatch.delenv("PRUNING_RESULTS", raising=False)
+    text = (ROOT / page).read_text(encoding="utf-8")
     parts = [recorded(load(name)) for name in ("report", "smallest", "methods")]
     assert readme(text, parts[0], METHODS, *parts[1:]) == text, "run 'make readme'"
 

@@ -111,7 +111,8 @@ def test_only_current_records_of_its_runs_are_a_studys(study):
     assert recorded(study) == records[3:]
     shutil.rmtree(folder("tiny"))
     assert outdated(study.runs[0]) is None
-    with pytest.raises(StudyError, match="no current record of the study 'tiny' in .*: run 'make study STUDY=tiny'"):
+    wanted = "no current record of the study 'tiny' in .*: run 'make study STUDY=/.*/tiny.yaml'"
+    with pytest.raises(StudyError, match=wanted):
         recorded(study)
 
 

@@ -43,7 +43,7 @@ def test_the_committed_studies_load():
     assert len({run.name for run in report.runs}) == len(report.benchmarks) * 3 * len(report.methods) * 5
     assert set(digits.methods) == {"unpruned", "iterative", "oneshot", "gradual", "random"} <= set(METHODS)
     assert digits.settings["digits-3c"].batch == 32 and load(ROOT / "studies" / "digits.yaml") == digits
-    assert BENCHMARKS["cifar10-3c"] == ("cifar10", "3x32x32-6c3-16c3-36c4-240-120-84-10")
+    assert BENCHMARKS["cifar10-3c"].network == "3x32x32-6c3-16c3-36c4-240-120-84-10"
 
 
 def test_the_study_of_methods_goes_with_the_reports():
@@ -55,7 +55,7 @@ def test_the_study_of_methods_goes_with_the_reports():
     assert methods.settings == report.settings and methods.seeds == report.seeds
     assert methods.requirements == report.requirements
     assert set(lenet.settings.values()) == {report.settings["mnist-2c"]}
-    synapses = {name: sum(layer.synapses for layer in layers(BENCHMARKS[name][1])) for name in lenet.benchmarks}
+    synapses = {name: sum(layer.synapses for layer in layers(BENCHMARKS[name].network)) for name in lenet.benchmarks}
     assert synapses == {"lenet-300-100": 266_200, "lenet-5": 430_500}
 
 
@@ -80,7 +80,7 @@ def test_a_benchmarks_study_is_the_largest_that_has_it_and_the_reports_method():
         (("title: Tiny", "title: a\ntitle: b"), ["not valid YAML", "the key 'title' stands twice"]),
         (
             ("requirements: [0.5]", "requirement: [0.5]"),
-            ["benchmarks.digits-2c.requirement: unknown key; known are requirements, settings"],
+            ["benchmarks.digits-2c.requirement: unknown key; known are dataset, network, requirements, settings"],
         ),
         (
             ("requirements: [0.5]", "requirements: [0]"),

@@ -82,7 +82,7 @@ def test_every_method_has_the_same_ratios_and_the_same_effort(tiny):
 
 
 def test_a_speedup_is_what_the_masks_say(tiny):
-    table = layers(BENCHMARKS["digits-2c"][1])
+    table = layers(BENCHMARKS["digits-2c"].network)
     record = next(record for record in recorded(tiny) if record["run"]["method"] == "iterative")
     for point in record["points"]:
         left = sum(round(point["densities"][layer.name] * layer.synapses) * layer.output_positions for layer in table)
@@ -93,7 +93,7 @@ def test_a_scan_starts_from_the_dense_network_and_prunes_one_layer(tiny):
     found = recorded(tiny)
     table = scans(found)
     assert tuple(table.columns) == SCAN_COLUMNS
-    assert list(table["layer"].unique()) == [layer.name for layer in layers(BENCHMARKS["digits-2c"][1])]
+    assert list(table["layer"].unique()) == [layer.name for layer in layers(BENCHMARKS["digits-2c"].network)]
     assert table.groupby("layer").size().eq(3).all()
     assert table.loc[table["density"] == 1, "validation_accuracy"].nunique() == 1
     # Pruned alone to a tenth, some layer costs accuracy: the scan sees a difference between layers.
@@ -188,7 +188,7 @@ def test_prunings_go_down_to_the_density_asked_for():
 
 
 def test_small_networks_have_the_size_asked_for():
-    for notation in {network for _, network in BENCHMARKS.values()}:
+    for notation in {benchmark.network for benchmark in BENCHMARKS.values()}:
         whole = sum(layer.synapses for layer in layers(notation))
         for ratio in (2, 4, 8, 16, 32, 64):
             found = layers(scaled(notation, ratio))

@@ -11,15 +11,23 @@ categorical plots: those can neither make single points hollow nor count what wa
 """
 
 from pruning.analysis.figures.claims import claim
-from pruning.analysis.figures.comparison import frontier
+from pruning.analysis.figures.comparison import frontier, overview
 from pruning.analysis.figures.curves import sensitivity, tradeoff
-from pruning.analysis.figures.drawings import benchmarks_table, connections, cycle, implementation, iterative_pruning
+from pruning.analysis.figures.drawings import (
+    benchmarks_table,
+    connections,
+    cycle,
+    has_connections,
+    implementation,
+    iterative_pruning,
+)  # fmt: skip
 from pruning.analysis.figures.results import significant_synapses, training_effort
 from pruning.analysis.figures.runs import layer_densities, learning_curve, weight_histograms
-from pruning.analysis.figures.style import LOOKS, benchmarks, folder, look, ordered, png, save, spread, title
+from pruning.analysis.figures.style import LOOKS, benchmarks, folder, look, ordered, percent, png, save, spread, title
 
 __all__ = [
-    "LOOKS", "benchmarks", "benchmarks_table", "claim", "connections", "cycle", "folder", "frontier", "implementation",
-    "iterative_pruning", "layer_densities", "learning_curve", "look", "ordered", "png", "save", "sensitivity",
-    "significant_synapses", "spread", "title", "tradeoff", "training_effort", "weight_histograms",
+    "LOOKS", "benchmarks", "benchmarks_table", "claim", "connections", "cycle", "folder", "frontier",
+    "has_connections", "implementation", "iterative_pruning", "layer_densities", "learning_curve", "look",
+    "ordered", "overview", "percent", "png", "save", "sensitivity", "significant_synapses", "spread", "title",
+    "tradeoff", "training_effort", "weight_histograms",
 ]  # fmt: skip

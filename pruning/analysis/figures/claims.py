@@ -21,6 +21,7 @@ def claim(judged: Claim, titles: Mapping[str, str]) -> Figure:
     means = [average(part.values, judged.kind) for part in judged.parts]
     seed, holds, fails = drawn.mark(4, alpha=0.7), drawn.mark(9), drawn.mark(9, filled=False, mew=1.4)
     figure = Figure(figsize=(8.4, 1.75 + 0.34 * rows), layout="constrained")
+    figure.set_label(f"The report says: {judged.says}. Measured: {judged.measured}. Verdict: {judged.judged}.")
     axes = figure.subplots()
     if rows > 1:
         axes.axhspan(rows - 1.5, rows - 0.5, color="#f3f3f3", linewidth=0)

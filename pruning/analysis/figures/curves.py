@@ -9,7 +9,7 @@ import seaborn
 from matplotlib.figure import Figure
 
 from pruning.analysis.figures.panels import caption, label_first, legend, panels, percents, ticks, times
-from pruning.analysis.figures.style import dashes, look, ordered, shades, styled
+from pruning.analysis.figures.style import dashes, look, ordered, shades, sparse, styled
 
 
 @styled
@@ -76,6 +76,8 @@ def sensitivity(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         ticks(axes.xaxis, [step for step in (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005) if step >= least], percents)
         axes.yaxis.set_major_formatter(percents)
         label_first(axes, "validation accuracy")
-        axes.legend(axes.lines, names, loc="lower left", ncols=2)
+        named = sparse(names)
+        lines = [line for line, name in zip(axes.lines, names) if name in named]
+        axes.legend(lines, named, loc="lower left", ncols=2)
     caption(figure, table, "lines: ", "bands", by=["benchmark", "layer", "density"])
     return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from pruning.analysis.figures.panels import note
 from pruning.analysis.figures.runs import run_title
-from pruning.analysis.figures.style import FAINT, INK, SOFT, benchmarks, look, styled, title
-from pruning.notation import input_shape, layers
+from pruning.analysis.figures.style import FAINT, FEW, INK, SOFT, benchmarks, look, sparse, styled, title
+from pruning.notation import Layer, input_shape, layers
 
 CENTER = {"ha": "center", "va": "center"}
 ARROW = {"arrowstyle": "-|>", "mutation_scale": 14, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 2, "zorder": 3}
@@ -24,7 +24,15 @@ BLUE, ORANGE, GREEN = "#dcebf5", "#fbe3c4", "#d5efe5"
 
 @styled
 def iterative_pruning(record: dict) -> Figure:
-    """Draw the report's figure 1: the cycle of iterative pruning, and a trained layer before and after it."""
+    """Draw the report's figure 1: the cycle of iterative pruning, and a trained layer before and after it.
+
+    A network without a linear layer that is small enough to draw has the cycle alone.
+    """
+    if not has_connections(record):
+        figure = Figure(figsize=(5.2, 5), layout="constrained")
+        _cycle(figure.subplots())
+        note(figure, run_title(record))
+        return figure
     figure = Figure(figsize=(10.5, 5), layout="constrained")
     left, before, after = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
     _cycle(left)
@@ -66,8 +74,17 @@ def _cycle(axes) -> None:
     axes.text(3.6, 0.0, ending, fontsize=8.5, **CENTER)
 
 
+def has_connections(record: dict) -> bool:
+    """Tell whether the record holds the mask of a linear layer, which ``connections`` draws."""
+    return bool(_drawable(record))
+
+
+def _drawable(record: dict) -> list[dict]:
+    return [part for part in record["layers"] if "mask" in part and len(part["shape"]) == 2]
+
+
 def _connections(before, after, record: dict) -> None:
-    linear = [part for part in record["layers"] if "mask" in part and len(part["shape"]) == 2]
+    linear = _drawable(record)
     if not linear:
         raise ValueError(f"the record of {record['run']['name']} holds no mask of a linear layer")
     part = linear[-1]
@@ -141,27 +158,66 @@ def implementation() -> Figure:
 
 
 @styled
-def benchmarks_table(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+def benchmarks_table(table: pd.DataFrame, titles: Mapping[str, str], records: Iterable[Mapping] = ()) -> Figure:
     """Draw the report's figure 3: each benchmark's network, with synapses and multiply-accumulates per layer.
 
-    ``table`` needs the columns benchmark and network. Cells are shaded by their share of the total.
+    ``table`` needs the columns benchmark and network; ``records`` tell the layers of networks that are not in the
+    report's notation. Cells are shaded by their share of the total; of a network of many layers each is a bar.
     """
     networks = table.groupby("benchmark")["network"].first()[benchmarks(table)]
-    most = max(len(layers(notation)) for notation in networks)
+    own = {record["run"]["benchmark"]: _recorded(record) for record in records if "input" in record}
+    parts = {name: own[name] if name in own else (input_shape(text), layers(text)) for name, text in networks.items()}
+    most = min(max(len(described) for _, described in parts.values()), FEW)
     figure = Figure(figsize=(2.2 + 1.12 * (most + 2), 2.75 * len(networks)), layout="constrained")
     grid = figure.subplots(len(networks), 1, squeeze=False)[:, 0]
     for axes, (benchmark, notation) in zip(grid, networks.items()):
-        _network(axes, notation, most)
+        draw = _network if len(parts[benchmark][1]) <= FEW else _deep_network
+        draw(axes, *parts[benchmark], most)
         axes.set_title(f"{title(benchmark, titles)}    {notation}", pad=2)
     return figure
 
 
-def _network(axes, notation: str, most: int) -> None:
-    """Draw one network in a row: its maps and neurons to scale (logarithmic), its numbers below."""
-    parts = layers(notation)
+def _recorded(record: Mapping) -> tuple[tuple[int, int, int], tuple[Layer, ...]]:
+    """Return the input's shape and the layers of a network as its record tells them."""
+    parts = (
+        Layer(part["name"], part["kind"], tuple(part["shape"]), part["synapses"], 0, part["positions"])
+        for part in record["layers"]
+    )
+    channels, height, width = record["input"]
+    return (channels, height, width), tuple(parts)
+
+
+def _deep_network(axes, shape: tuple[int, int, int], parts: Sequence[Layer], most: int) -> None:
+    """Draw a network of many layers in a row: a bar a layer, its share of all synapses and of all work."""
     axes.set(xlim=(-2.0, most + 1.55), ylim=(-2.25, 2.0))
     axes.axis("off")
-    channels, height, width = input_shape(notation)
+    channels, height, width = shape
+    _maps(axes, 0, channels, height, width, "#b5b5b5")
+    axes.text(0, -0.62, "input", fontsize=9, fontweight="bold", **CENTER)
+    places = np.linspace(0.75, most + 0.4, len(parts))
+    colors = ["#0072b2" if layer.kind == "conv" else "#e69f00" for layer in parts]
+    axes.text(most + 1, 1.85, "total", fontsize=9, fontweight="bold", **CENTER)
+    rows = (
+        (0.35, "synapses", [layer.synapses for layer in parts]),
+        (-1.4, "multiply-accumulates\nper image", [layer.macs for layer in parts]),
+    )
+    for y, name, values in rows:
+        tall = 1.4 * np.array(values) / max(values)
+        axes.bar(places, tall, 0.8 * (places[1] - places[0]), bottom=y, color=colors)
+        axes.plot([places[0], places[-1]], [y, y], color=FAINT, linewidth=0.8)
+        axes.text(-0.55, y + 0.1, name, ha="right", va="center", fontsize=8.5, linespacing=0.95)
+        axes.text(most + 1, y + 0.1, f"{sum(values):,}", fontsize=8.5, fontweight="bold", **CENTER)
+    shown = sparse([layer.name for layer in parts])
+    for place, layer in zip(places, parts):
+        if layer.name in shown:
+            axes.text(place, -1.5, layer.name, fontsize=7, rotation=25, ha="right", va="top")
+
+
+def _network(axes, shape: tuple[int, int, int], parts: Sequence[Layer], most: int) -> None:
+    """Draw one network in a row: its maps and neurons to scale (logarithmic), its numbers below."""
+    axes.set(xlim=(-2.0, most + 1.55), ylim=(-2.25, 2.0))
+    axes.axis("off")
+    channels, height, width = shape
     _maps(axes, 0, channels, height, width, "#b5b5b5")
     axes.text(0, -0.62, "input", fontsize=9, fontweight="bold", **CENTER)
     for number, layer in enumerate(parts, start=1):

@@ -20,11 +20,13 @@ from pruning.analysis.figures.panels import (
     hollow,
     label_first,
     legend,
+    log_axis,
     missed,
     offset,
     panels,
     points,
     span,
+    times,
 )  # fmt: skip
 from pruning.analysis.figures.style import INK, REPORTED_LINE, SOFT, Look, look, ordered, percent, styled
 
@@ -91,10 +93,10 @@ def training_effort(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         for axes in (above, below):
             groups(axes, requirements)
         above.set(xlabel="", ylim=(0, 1.15 * table["iterations"].max()))
-        below.set_ylim(0, 1.08 * max(table["effort"].max(), 1.5))
+        log_axis(below, "y", 0.85, 1.2 * max(table["effort"].max(), 2), times)
         above.yaxis.set_major_formatter("{x:,.0f}")
         label_first(above, "training effort (iterations\nto the delivered model)")
-        label_first(below, "ratio to training\nwithout pruning")
+        label_first(below, "ratio to training without\npruning (log scale)")
     handles: list[Any] = [(handle(method, bar=True), handle(method)) for method in methods]
     names = [look(method).label for method in methods]
     if not table["reached"].all():

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from pruning.analysis.figures.panels import density_axis, percents, ticks
-from pruning.analysis.figures.style import FAINT, INK, dashes, look, percent, shades, styled, title
+from pruning.analysis.figures.style import FAINT, INK, dashes, look, percent, shades, sparse, styled, title
 
 GREY = "#9a9a9a"
 
@@ -62,10 +62,12 @@ def learning_curve(record: dict) -> Figure:
     if rounds:
         few: dict[str, Any] = {"color": "#b0b0b0", "markersize": 12, "markeredgewidth": 1.5}
         above.plot([], [], "|", label=f"pruning ({len(rounds)} rounds shown)", **few)
-    # What matters happens near the requirement: chance level and a collapse at the end are cut off.
+    # What matters happens near the requirement, or the best there was: chance level and a collapse at the end are cut
+    # off.
     worst = (accuracy if start is None else accuracy[at >= start]).min()
-    bottom = max(0.0, requirement - 6 * (1 - requirement), min(worst, requirement - 2 * (1 - requirement)) - 0.01)
-    above.set(ylim=(bottom, min(1.0, accuracy.max() + 0.1 * (1 - bottom))), ylabel="validation accuracy")
+    best, near = max(accuracy.max(), requirement), min(accuracy.max(), requirement)
+    bottom = max(0.0, near - 6 * (1 - near), min(worst, near - 2 * (1 - near)) - 0.01)
+    above.set(ylim=(bottom, min(1.0, best + 0.1 * (1 - bottom))), ylabel="validation accuracy")
     above.set_title(run_title(record))
     above.yaxis.set_major_formatter(percents)
     figure.legend(loc="outside lower center", ncols=2)
@@ -94,7 +96,7 @@ def layer_densities(record: dict) -> Figure:
     begin = {} if early else {0: 1.0}
     times = [*begin, *(step["iteration"] for step in rounds), result["iterations_spent"]]
     star: dict[str, Any] = {"marker": "*", "linestyle": "", "markersize": 11, "markeredgecolor": INK}
-    lowest = 1.0
+    lowest, named = 1.0, sparse([part["name"] for part in parts])
     for part, color, line in zip(parts, shades(len(parts)), dashes(len(parts))):
         # A layer without synapses has no place on a logarithmic axis: half a synapse stands for none.
         least = 0.5 / part["synapses"]
@@ -102,18 +104,20 @@ def layer_densities(record: dict) -> Figure:
         lowest = min(lowest, *values)
         final = part["significant"] / part["synapses"]
         style: dict[str, Any] = {"color": color, "linestyle": (0, line) if line else "-"}
-        label = f"{part['name']}: {percent(final)} of {part['synapses']:,}"
+        label = f"{part['name']}: {percent(final)} of {part['synapses']:,}" if part["name"] in named else None
         axes.step(times, [*values, values[-1]], where="post", label=label, **style)
         if result["reached"]:
             axes.plot(result["iterations"], max(final, least), color=color, zorder=5, **star)
     if result["reached"]:
         axes.axvline(result["iterations"], color=INK, linewidth=1, linestyle=":")
-    axes.plot([], [], color="white", label="delivered model", **star)
+        axes.plot([], [], color="white", label="delivered model", **star)
     density_axis(axes, lowest)
     axes.set_ylabel("density of the layer (synapses left)")
     _iterations_axis(axes, result)
     axes.set_title(run_title(record))
-    figure.legend(loc="outside right center", title="layer: delivered density", alignment="left")
+    heading = "layer: delivered density" if result["reached"] else "layer: density at the end"
+    heading += f"\n({len(named)} of {len(parts)}, input to output)" if len(named) < len(parts) else ""
+    figure.legend(loc="outside right center", title=heading, alignment="left")
     return figure
 
 
@@ -124,8 +128,12 @@ def _iterations_axis(axes, result: dict) -> None:
 
 @styled
 def weight_histograms(record: dict) -> Figure:
-    """Draw weights of each layer before pruning and in the delivered model, pruned ones left out."""
-    parts, columns, color = record["histograms"], 3, look(record["run"]["method"]).color
+    """Draw weights of each layer before pruning and in the delivered model, pruned ones left out.
+
+    Of a network of many layers a choice is drawn.
+    """
+    every, columns, color = record["histograms"], 3, look(record["run"]["method"]).color
+    parts = {name: every[name] for name in sparse(list(every))}
     rows = -(-len(parts) // columns)
     figure = Figure(figsize=(9, 2.5 * rows + 0.9), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -146,9 +154,12 @@ def weight_histograms(record: dict) -> Figure:
         axes.axis("off")
     handles = [Patch(color=GREY, alpha=0.55), Line2D([], [], color=color)]
     names = ["before pruning (requirement first met)", "delivered, synapses that are left"]
+    if not record["result"]["reached"]:
+        names = ["first weights (the requirement was never met)", "at the end of training"]
     if len(parts) % columns:
         grid[-1].legend(handles, names, loc="center")
     else:
         figure.legend(handles, names, ncols=2, loc="outside lower center")
-    figure.suptitle(run_title(record), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    some = f"\n{len(parts)} of {len(every)} layers, input to output" if len(parts) < len(every) else ""
+    figure.suptitle(run_title(record) + some, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return figure

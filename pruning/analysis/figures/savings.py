@@ -40,8 +40,8 @@ def highest(table: pd.DataFrame) -> pd.DataFrame:
 def bytes_by_encoding(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Size of the pruned networks' files under each encoding, at the highest requirement of each benchmark.
 
-    ``table`` is ``savings.tables``' first. Numbers say how many times smaller than dense the
-    smallest mean of an encoding is; a run that did not meet its requirement is hollow.
+    ``table`` is ``savings.tables``' first. Numbers at a point say how many times smaller than
+    dense its mean is, the smallest of its encoding; a run that did not meet its requirement is hollow.
     """
     table = highest(table)
     methods = ordered(table["method"])
@@ -53,17 +53,19 @@ def bytes_by_encoding(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
             for method, runs in rows.groupby("method"):
                 place = number + offset(method, methods)
                 points(axes, place, runs["bytes"], runs["reached"], look(method))
-            least = rows.groupby("method")["bytes"].mean().min()
+            means = rows.groupby("method")["bytes"].mean()
             if encoding != "dense32":
+                best = means.idxmin()
                 axes.annotate(
-                    f"{dense / least:.3g}×",
-                    (number, rows["bytes"].min()),
-                    xytext=(0, -9),
+                    f"{dense / means[best]:.3g}×",
+                    (number + offset(best, methods), rows.loc[rows["method"] == best, "bytes"].min()),
+                    xytext=(7, -9),
                     textcoords="offset points",
-                    ha="center",
+                    ha="right",
                     va="top",
                     fontsize=8.5,
                     fontweight="bold",
+                    color=look(best).color,
                     bbox={"color": "white", "pad": 0.5},
                 )
         axes.axhline(dense / DEEP_COMPRESSION, **REPORTED_LINE)

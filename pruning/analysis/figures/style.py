@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import io
 import os
+import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ SPARE = [
     for color in (seaborn.color_palette("colorblind").as_hex()[index] for index in (5, 8, 6))
     for marker, hatch in zip("vP<>ph*", ("\\\\\\", "+++", "ooo", "---", "|||", "OO", "**"))
 ]
+FEW = 12  # layers that are told apart by name; of a deeper network a choice is
 NETWORKS = {"lenet-300-100": "LeNet-300-100", "lenet-5": "LeNet-5-Caffe"}
 
 
@@ -111,9 +113,10 @@ def benchmarks(table: pd.DataFrame) -> list[str]:
 
 
 def title(benchmark: str, titles: Mapping[str, str]) -> str:
-    """Name a benchmark as figures do: "CIFAR-10 (JPEG copy), 2 convolutions"."""
-    network = NETWORKS.get(benchmark) or f"{benchmark.rsplit('-', 1)[-1].removesuffix('c')} convolutions"
-    return f"{titles.get(benchmark, benchmark)}, {network}"
+    """Name a benchmark as figures do: "CIFAR-10 (JPEG copy), 2 convolutions"; one of a study's own by its name."""
+    data, convolutions = titles.get(benchmark, benchmark), re.search(r"-(\d+)c$", benchmark)
+    network = f"{convolutions[1]} convolutions" if convolutions else NETWORKS.get(benchmark, benchmark)
+    return data if network == data else f"{data}, {network}"
 
 
 def spread(values: Iterable[float], form: str = "{:.1%}") -> str:
@@ -130,6 +133,13 @@ def shades(count: int) -> list[tuple]:
     return [tuple(color) for color in matplotlib.colormaps["viridis"](np.linspace(0, 0.85, count))]
 
 
+def sparse(names: Sequence[str]) -> list[str]:
+    """Choose of a network's layers those that a figure names: all, or ``FEW`` from the first to the last."""
+    if len(names) <= FEW:
+        return list(names)
+    return [names[round(place)] for place in np.linspace(0, len(names) - 1, FEW)]
+
+
 def dashes(count: int) -> list[tuple]:
     """Return the dashes of a network's layers, matplotlib's own, so that they are told apart without colour."""
     kinds = ((), (3.7, 1.6), (6.4, 1.6, 1, 1.6), (1, 1.65))
@@ -137,9 +147,14 @@ def dashes(count: int) -> list[tuple]:
 
 
 def percent(fraction: float) -> str:
-    """Write a fraction in percent, three significant digits from 10 % on, two below: 37.6 %, 2.3 %, 0.12 %."""
+    """Write a fraction in percent, three significant digits from 10 % on, two below: 37.6 %, 2.3 %, 0.12 %.
+
+    What is not all is not written as all: 99.99 %.
+    """
     value = 100 * fraction
-    return f"{value:.3g} %" if value >= 10 else f"{value:.2g} %"
+    if value < 10:
+        return f"{value:.2g} %"
+    return next(text for digits in range(3, 18) if (text := f"{value:.{digits}g} %") != "100 %" or value >= 100)
 
 
 def folder(study: str) -> Path:
@@ -163,7 +178,8 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
             # Laid out once, here: each further layout would move things a little, and with them the bytes.
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
-        figure.set_label(shows[0].upper() + shows[1:])  # what the picture shows, for those who cannot see it
+        # What the picture shows, for those who cannot see it.
+        figure.set_label(figure.get_label() or shows[0].upper() + shows[1:])
         return figure
 
     return drawn

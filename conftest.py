@@ -4,18 +4,22 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two processes of one thread beat one of two
 
+import pruning.study.vision  # noqa: F401  # lets torchvision be imported beside a CPU build of torch, by others too
+
 # The longest files, so that no worker is left alone with one of them at the end.
 FIRST = (
     "test_graph.py",
     "1-benchmark.ipynb",
     "test_methods.py",
     "test_convolution.py",
+    "test_known_networks.py",
     "test_savings.py",
     "test_exports.py",
 )
 
 
 def pytest_collection_modifyitems(items):
+    """Mark notebooks as slow and put the longest files first."""
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker("slow")
