@@ -33,7 +33,7 @@ help: ## this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-17s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Options: STUDY=digits|report|methods|ingredients|lenet|smallest|fashion or a file, JOBS=2 (trainings side by side), DEVICE=cpu|cuda, PYTHON=python3,"
-	@echo "PROFILE=slurm|kubernetes, WORKERS=20, SBATCH='--partition=...' (docs/clusters.md)"
+	@echo "PROFILE=slurm, WORKERS=20, SBATCH='--partition=...' (docs/clusters.md)"
 
 install: .venv/installed ## make .venv with the exact versions of requirements.lock
 
@@ -113,7 +113,7 @@ endif
 test-cluster: .venv/installed ## a study on a real Slurm of two nodes, brought up on this machine (root, Debian's packages)
 	@command -v slurmctld slurmd munged >/dev/null || { \
 		echo "Slurm is not installed here: apt-get update && apt-get install --no-install-recommends slurm-wlm munge"; exit 1; }
-	@$(BIN)/python -m pytest -n 0 tests/cluster
+	@PRUNING_TEST_SLURM=1 $(BIN)/python -m pytest -n 0 tests/cluster
 
 lint: .venv/installed ## style, types and the contract on imports, changing nothing
 	@$(BIN)/ruff check

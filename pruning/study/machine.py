@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -68,8 +70,11 @@ def _instructions() -> str:
 @functools.cache
 def _revision() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    answer = subprocess.run(command, cwd=find_root(), capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
+    with contextlib.suppress(FileNotFoundError):  # no git here
+        answer = subprocess.run(command, cwd=find_root(), capture_output=True, text=True, check=False)
+        if told := answer.stdout.strip():
+            return told
+    return os.environ.get("PRUNING_REVISION") or "unknown"  # a container's image has no history, but may be told
 
 
 @functools.cache

@@ -72,12 +72,12 @@ def recorded(study: Study) -> list[dict]:
     return records
 
 
-def wait_for_all(study: Study, seconds: float = LAG) -> None:
+def wait_for_all(study: Study) -> None:
     """Wait until every run has a current record here, however late the file system shows what other machines wrote.
 
     ``StudyError`` names the runs that have none when the time is over.
     """
-    ends = time.monotonic() + seconds
+    ends = time.monotonic() + LAG
     while missing := _missing(study):
         if time.monotonic() > ends:
             some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")

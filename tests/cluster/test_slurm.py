@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import node, said, until
+from real_slurm import node, said, until
 
 from pruning.files import load_state, save_state
 from pruning.study.locks import holder
