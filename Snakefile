@@ -29,6 +29,9 @@ for key, value in config.items():
         raise WorkflowError(f"--config {key}={value}: unknown key; known are {', '.join(KNOWN)}")
     if not re.fullmatch(KNOWN[key][0], str(value)):
         raise WorkflowError(f"--config {key}={value}: expected {KNOWN[key][1]}")
+TRAIN = str(config.get("train", "yes")) not in ("False", "no")
+if not TRAIN:
+    os.environ["PRUNING_TRAIN"] = "no"  # for whatever is asked for by name, notebooks included
 
 # What there is to do is decided once, here: a job on a cluster's node reads this file again, when other records are
 # there, and is to find the same graph. So it is also spared importing torch.
@@ -48,7 +51,7 @@ if workflow.is_main_process:
     if study.plan:
         raise WorkflowError(f"the study '{study.name}' measures trade-offs: run 'make tradeoff'")
     named = study.name if study.file.parent.name == "studies" else str(config["study"])  # as notebooks are told of it
-    STUDY = graph.decide(study, named, figures.folder(study.name), config.get("train") not in (False, "no"))
+    STUDY = graph.decide(study, named, figures.folder(study.name), TRAIN)
 else:
     STUDY = graph.read(config.get("study", "digits"))
 RESULTS = records.folder(STUDY.study)
@@ -149,7 +152,7 @@ rule all:
         # Asked for by name: what only lies in between is not made again when it is missing.
         [path for benchmark in STUDY.benchmarks for path in trained(benchmark)],
         RESULTS / "runs.csv",
-        expand(str(RESULTS / "notebooks" / "{benchmark}.ipynb"), benchmark=STUDY.benchmarks),
+        expand(str(RESULTS / "notebooks" / "{benchmark}.ipynb"), benchmark=STUDY.whole),
         PICTURES,
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pdoc
 
 import pruning
+import pruning.study.vision  # noqa: F401  # lets torchvision be imported beside a CPU build of torch, by others too
 from pruning.allocation import above_threshold
 from pruning.hooks import Hook
 from pruning.methods import METHODS, Method

@@ -137,8 +137,8 @@ def table(given: argparse.Namespace) -> None:
 
 
 def readme(given: argparse.Namespace) -> None:
-    """Put the tables and claims made from the records into README.md and docs/results.md."""
-    from pruning.analysis.readme import PAGES
+    """Put the tables and claims made from the records into README.md, docs/results.md and docs/fashion.md."""
+    from pruning.analysis.readme import FASHION, PAGES
     from pruning.analysis.readme import readme as with_tables
     from pruning.files import write_whole
     from pruning.methods import METHODS
@@ -155,6 +155,8 @@ def readme(given: argparse.Namespace) -> None:
     for path in (root() / page for page in PAGES):
         text = path.read_text(encoding="utf-8")
         write_whole(path, with_tables(text, records, METHODS, *more.values()).encode())
+    path = root() / FASHION
+    write_whole(path, with_tables(path.read_text(encoding="utf-8"), recorded(load("fashion")), METHODS).encode())
 
 
 def fresh(given: argparse.Namespace) -> None:

@@ -23,7 +23,11 @@ requirement met. What is delivered is the sparsest model that met the requiremen
 
 Some methods act at every iteration: where ``control.watching``, their loop calls ``control.observe(iteration)`` before
 the optimizer's step. One that measures what each step of pruning costs, as ``adaptive`` does, is given the means:
-``control.update(iteration, accuracy(), accuracy, next_images)``.
+``control.update(iteration, accuracy(), accuracy, next_images)``; ``control.check(inputs)`` tries before the training
+whether the model can be measured.
+
+A score that is no accuracy does as well, higher for a better model, such as minus a loss:
+``PruneControl(model, -0.35, METHODS["adaptive"], score="any", slack=0.02)``.
 """
 
 from __future__ import annotations
@@ -32,10 +36,12 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pruning.goal import Goal
 from pruning.hooks import share_dense_gradients
 from pruning.masks import verify
 from pruning.methods import METHODS, Method
@@ -70,10 +76,13 @@ class Event:
 class PruneControl:
     """Decide when pruning starts, how far each layer is pruned, and when to stop.
 
-    ``model`` has masked layers. ``requirement`` is the validation accuracy to be met, in (0, 1).
-    ``optimizer``, ``average``, ``paces`` and ``seed`` are the pruner's. ``patience`` counts evaluations
-    without the requirement met until the control gives up, ``budget`` iterations in all,
-    ``ramp`` the iterations over which a schedule of iterations runs.
+    ``model`` has masked layers. ``requirement`` is the validation accuracy to be met, in (0, 1), or with
+    ``score="any"`` a score of any range, higher for a better model. ``slack`` is how far ``adaptive`` lets it fall
+    below the requirement at first, in units of the score; an accuracy has a default. ``optimizer``, ``average``,
+    ``paces`` and ``seed`` are the pruner's. ``patience`` counts evaluations without the requirement met until the
+    control gives up, ``budget`` iterations in all, ``ramp`` the iterations over which a schedule of iterations runs.
+    ``measuring`` holds options of ``compensation.Jacobian``: ``output``, ``logits`` (by default outputs [N, C] of more
+    than two columns are logits where the score is an accuracy) and ``memory`` in bytes.
     """
 
     def __init__(
@@ -89,15 +98,15 @@ class PruneControl:
         ramp: int = 4000,
         paces: Mapping[str, float] | None = None,
         seed: int = 0,
+        score: str = "accuracy",
+        slack: float | None = None,
+        measuring: Mapping[str, Any] | None = None,
     ):
-        if not 0 < requirement < 1:
-            raise ValueError(f"requirement must be an accuracy between 0 and 1, got {requirement}")
-        for name, value in (("patience", patience), ("ramp", ramp), ("budget", 1 if budget is None else budget)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        self.requirement, self.method = requirement, method
+        self.goal, self.requirement, self.method = Goal(requirement, score, slack), requirement, method
         self.patience, self.budget, self.ramp = patience, budget, ramp
+        self.measuring = {"logits": None if score == "accuracy" else False} | dict(measuring or {})
         self.strategy, self.hook = _fresh(method.strategy), _fresh(method.hook)
+        _require_sense(self)
         self.pruner = Pruner(
             model,
             method.criterion,
@@ -110,7 +119,7 @@ class PruneControl:
             paces=paces,
             seed=seed,
         )
-        self.phase, self.missed, self.observed = "train", 0, False
+        self.phase, self.missed, self.observed, self.tried = "train", 0, False, False
         self.start: int | None = None
         self.best: dict | None = None
         self.events: list[Event] = []
@@ -172,56 +181,53 @@ class PruneControl:
             for layer in self.pruner.layers.values():
                 layer.dense_grad = None
 
+    def check(self, inputs: Any) -> int:
+        """Try on a mini-batch of the model's inputs what the method will measure, before the training.
+
+        Returns about how many bytes that will take, 0 where nothing is measured. Raises ``ValueError`` with what
+        fails. Where nobody called it, the first ``update`` does, with a mini-batch of ``next_images``.
+        """
+        needed = self.strategy.check(self.pruner, inputs, self.measuring)
+        self.tried = True
+        return needed
+
     def update(
         self,
         iteration: int,
         accuracy: float,
         evaluate: Callable[[], float] | None = None,
-        next_images: Callable[[], Tensor] | None = None,
+        next_images: Callable[[], Any] | None = None,
     ) -> Event:
         """Take the validation accuracy after ``iteration`` iterations; prune or stop where it is time.
 
         A method that measures what pruning costs asks for ``evaluate``, the validation accuracy of the model (its
-        average, where there is one) as it is at that moment, and ``next_images``, the inputs of one mini-batch, which
-        the caller counts as an iteration. Its effort is a multiple of the iterations up to the requirement: for a
-        model that comes trained, ``iteration`` counts on from those of its training.
+        average, where there is one) as it is at that moment, and ``next_images``, the inputs of one mini-batch (a
+        tensor, or a tuple or mapping of the model's inputs), which the caller counts as an iteration. Its effort is a
+        multiple of the iterations up to the requirement: for a model that comes trained, ``iteration`` counts on from
+        those of its training.
         """
         accuracy = _checked(self, iteration, accuracy, evaluate, next_images)
         verify(self.pruner.model, self.pruner.layers)
-        density, looks = self.pruner.density, []
+        density, looks = self.pruner.density, list[Event]()
         if accuracy >= self.requirement:
-            self._keep(iteration, accuracy)
+            _keep(self, iteration, accuracy)
             self.start = iteration if self.start is None else self.start
-
-        def report(iteration: int, accuracy: float, thresholds: Mapping[str, float]) -> None:
-            self._keep(iteration, accuracy)
-            looks.append(self._event(iteration, "look", accuracy, self.pruner.density, "prune", thresholds))
-
         if self.start is None:
             over = self.budget is not None and iteration >= self.budget
             decision = Decision("budget spent" if over else "wait", phase="train")
         else:
-            feedback = Feedback(evaluate or _missing, next_images or _missing, report)
+            feedback = _feedback(self, looks, evaluate or _missing, next_images or _missing)
             evaluation = _evaluation(self, iteration, accuracy, self.start)
             decision = self.strategy.step(self.pruner, evaluation, feedback)
             self.missed = 0 if accuracy >= self.requirement else self.missed + 1
         if decision.thresholds:
             self.hook.pruned(iteration, decision.thresholds, self.ramp)
-        event = self._event(iteration, self.phase, accuracy, density, decision.action, decision.thresholds)
+        event = _event(self, iteration, self.phase, accuracy, density, decision.action, decision.thresholds)
         self.phase = "done" if decision.stops else decision.phase
         looks[-1:] = [replace(last, action=decision.action) for last in looks[-1:]]
         self.events += [event, *looks]
         _ask_for_gradients(self)
         return event
-
-    def _event(self, iteration, phase, accuracy, density, action, thresholds) -> Event:
-        return Event(iteration, phase, accuracy, density, action, self.pruner.densities(), thresholds)
-
-    def _keep(self, iteration: int, accuracy: float) -> None:
-        density = self.pruner.density
-        if self.best is None or density < self.best["density"]:
-            state = {name: tensor.detach().clone() for name, tensor in self.pruner.evaluated.state_dict().items()}
-            self.best = {"iteration": iteration, "accuracy": accuracy, "density": density, "model": state}
 
     def delivered(self) -> nn.Module:
         """Copy the sparsest model that met the requirement; where none did, the model as it is, with a warning."""
@@ -238,11 +244,42 @@ class PruneControl:
         _load(self, state)
 
 
+def _require_sense(control: PruneControl) -> None:
+    """Raise ``ValueError`` where the control's parameters make no sense."""
+    if control.goal.score == "any" and control.goal.slack is None and control.strategy.tolerates:
+        raise ValueError("this method lets the score fall below the requirement at first: say how far by slack=...")
+    if unknown := set(control.measuring) - {"output", "logits", "memory"}:
+        raise ValueError(f"measuring takes output, logits and memory, got {sorted(unknown)}")
+    for name in ("patience", "ramp", "budget"):
+        value = getattr(control, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _event(control: PruneControl, iteration, phase, accuracy, density, action, thresholds) -> Event:
+    return Event(iteration, phase, accuracy, density, action, control.densities(), thresholds)
+
+
+def _keep(control: PruneControl, iteration: int, accuracy: float) -> None:
+    """Keep the evaluated model, where it is the sparsest yet."""
+    density = control.density
+    if control.best is None or density < control.best["density"]:
+        state = {name: tensor.detach().clone() for name, tensor in control.pruner.evaluated.state_dict().items()}
+        control.best = {"iteration": iteration, "accuracy": accuracy, "density": density, "model": state}
+
+
+def _feedback(control: PruneControl, looks: list[Event], evaluate: Callable, next_images: Callable) -> Feedback:
+    def report(iteration: int, accuracy: float, thresholds: Mapping[str, float]) -> None:
+        _keep(control, iteration, accuracy)
+        looks.append(_event(control, iteration, "look", accuracy, control.density, "prune", thresholds))
+
+    return Feedback(lambda: control.goal.checked(evaluate()), next_images, report, control.measuring)
+
+
 def _checked(control: PruneControl, iteration: int, accuracy: float, evaluate, next_images) -> float:
     if control.finished:
         raise RuntimeError("the control has stopped: take delivered()")
-    if not 0 <= accuracy <= 1:
-        raise ValueError(f"accuracy must be a fraction between 0 and 1, got {accuracy}")
+    accuracy = control.goal.checked(accuracy)
     late = control.start is not None and iteration > control.start
     if control.hook.acts and (control.hook.early or late) and not control.observed:
         raise RuntimeError(
@@ -257,7 +294,10 @@ def _checked(control: PruneControl, iteration: int, accuracy: float, evaluate, n
             f"iteration must be at least 1, got {iteration}: this method's effort is a multiple of the iterations "
             "up to the requirement, so count those of the training that a model comes with"
         )
-    return float(accuracy)
+    first = not control.events and accuracy < control.requirement
+    if first and not control.tried and "next_images" in control.strategy.needs:
+        control.check(next_images())
+    return accuracy
 
 
 def _evaluation(control: PruneControl, iteration: int, accuracy: float, start: int) -> Evaluation:
@@ -273,6 +313,7 @@ def _evaluation(control: PruneControl, iteration: int, accuracy: float, start: i
         patience=control.patience,
         budget=control.budget,
         ramp=control.ramp,
+        slack=control.goal.slack,
     )
 
 
@@ -288,6 +329,8 @@ def _identity(control: PruneControl) -> dict:
     layers = {name: list(layer.mask.shape) for name, layer in control.pruner.layers.items()}
     return {
         "requirement": control.requirement,
+        "score": control.goal.score,
+        "slack": control.goal.slack,
         "method": control.method.fields(),
         "layers": layers,
         "ramp": control.ramp,

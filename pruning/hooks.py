@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pruning.layers import Synapses
-from pruning.processes import mean
+from pruning.processes import mean, several
 
 if TYPE_CHECKING:
     from pruning.pruner import Pruner
@@ -214,7 +214,7 @@ class BiasedDecay(Hook):
 
 def share_dense_gradients(layers: Mapping[str, Synapses]) -> None:
     """Average the gradients of pruned synapses over the processes, where several train one model."""
-    for layer in layers.values():
+    for layer in layers.values() if several() else ():
         if layer.parameter.requires_grad:
             layer.dense_grad = mean(torch.zeros_like(layer.parameter) if layer.dense_grad is None else layer.dense_grad)
 

@@ -245,6 +245,9 @@ class Masked(Synapses, _Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._watch_all()
 
+    def _replicate_for_data_parallel(self):
+        raise RuntimeError("masked layers do not train under nn.DataParallel: use DistributedDataParallel")
+
     def forward(self, *args, **kwargs):
         for name in self._masked:  # for layers that keep their weights in a list of their own, as recurrent ones do
             self._read(name)

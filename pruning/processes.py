@@ -14,10 +14,13 @@ from torch import Tensor
 from torch import distributed as processes
 
 
+def several() -> bool:
+    """Say whether there is more than one process."""
+    return processes.is_available() and processes.is_initialized() and processes.get_world_size() > 1
+
+
 def mean(tensor: Tensor) -> Tensor:
-    """Average a tensor over the processes; returns a new one where there are several."""
-    if not _several():
-        return tensor
+    """Return the average of a tensor over the processes."""
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
     processes.all_reduce(total)
     return total / processes.get_world_size()
@@ -25,10 +28,6 @@ def mean(tensor: Tensor) -> Tensor:
 
 def copy_from_first(tensors: Iterable[Tensor]) -> None:
     """Give tensors the values that they have in the first process, in place."""
-    if _several():
+    if several():
         for tensor in tensors:
             processes.broadcast(tensor.detach(), 0)
-
-
-def _several() -> bool:
-    return processes.is_available() and processes.is_initialized() and processes.get_world_size() > 1

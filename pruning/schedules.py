@@ -66,11 +66,12 @@ class AccuracyTolerance:
     where that is too much), as long as accuracy stays at or above ``lowest_accuracy`` and density at or above
     ``lowest_density``. The tolerance begins at ``depth`` standard deviations of one image's being right or wrong at
     the requirement, sqrt(r (1 - r)), which makes it comparable between tasks (Cohen's effect size of proportions, for
-    small differences). It shrinks with the fraction of the effort that remains to the power ``power`` (0: not at all),
-    to zero when the training has cost ``effort`` times the iterations up to the requirement: then pruning ends. While
-    the requirement is not met it shrinks to 1/e in ``patience`` evaluations besides, so that a network which does not
-    recover is left alone. Density may fall by the factor 1/e ``decay`` times over that way, evenly in its logarithm
-    (infinite: at once), so that a long way is not spent on recovering from its first descent.
+    small differences), or at a control's ``slack``, in units of its score. It shrinks with the fraction of the effort
+    that remains to the power ``power`` (0: not at all), to zero when the training has cost ``effort`` times the
+    iterations up to the requirement: then pruning ends. While the requirement is not met it shrinks to 1/e in
+    ``patience`` evaluations besides, so that a network which does not recover is left alone. Density may fall by the
+    factor 1/e ``decay`` times over that way, evenly in its logarithm (infinite: at once), so that a long way is not
+    spent on recovering from its first descent.
     """
 
     effort: float = 2.0
@@ -100,10 +101,19 @@ class AccuracyTolerance:
         """Compute the fraction of the way from ``start`` to the end that iteration ``now`` has behind it, at most 1."""
         return min((now - start) / max(self.end(start, budget) - start, 1), 1)
 
-    def lowest_accuracy(self, requirement: float, start: int, now: int, budget: int | None, missed: int = 0) -> float:
+    def lowest_accuracy(
+        self,
+        requirement: float,
+        start: int,
+        now: int,
+        budget: int | None,
+        missed: int = 0,
+        slack: float | None = None,
+    ) -> float:
         """Compute the accuracy that a step must leave at iteration ``now``, after ``missed`` evaluations below."""
-        depth = self.depth * (1 - self.elapsed(start, now, budget)) ** self.power * math.exp(-missed / self.patience)
-        return requirement - depth * math.sqrt(requirement * (1 - requirement))
+        depth, unit = (self.depth, math.sqrt(requirement * (1 - requirement))) if slack is None else (slack, 1.0)
+        depth = depth * (1 - self.elapsed(start, now, budget)) ** self.power * math.exp(-missed / self.patience)
+        return requirement - depth * unit
 
     def lowest_density(self, start: int, then: int, budget: int | None) -> float:
         """Compute the density below which no step goes before iteration ``then``, that of the next evaluation."""

@@ -8,14 +8,16 @@ prototype: each control works on a copy. A new kind of method is a new class; no
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from pruning.compensation import Jacobian
+from pruning.gradients import Batch
 from pruning.pruner import Pruner
 from pruning.schedules import AccuracyTolerance, GeometricSchedule, LinearThreshold, PolynomialSchedule
 
@@ -31,7 +33,8 @@ class Evaluation:
 
     ``iteration`` counts mini-batch updates, ``start`` is the one after which the requirement was met first, ``next``
     that of the next evaluation. ``missed`` counts the evaluations in a row below the requirement before this one,
-    ``dense`` those up to the first that met it. ``patience`` is in evaluations, ``budget`` and ``ramp`` in iterations.
+    ``dense`` those up to the first that met it. ``patience`` is in evaluations, ``budget`` and ``ramp`` in iterations,
+    ``slack`` in units of the score, where the control was given one.
     """
 
     iteration: int
@@ -44,6 +47,7 @@ class Evaluation:
     patience: int
     budget: int | None
     ramp: int
+    slack: float | None = None
 
     @property
     def met(self) -> bool:
@@ -73,12 +77,14 @@ class Feedback:
 
     ``evaluate`` measures the accuracy of the evaluated model as it is at that moment; ``next_images`` hands out the
     inputs of one mini-batch, which the loop counts as an iteration; ``report`` takes iteration, accuracy and
-    thresholds of a pruned model that meets the requirement, so that it can be delivered.
+    thresholds of a pruned model that meets the requirement, so that it can be delivered. ``measuring`` holds the
+    options of ``Jacobian`` for this model.
     """
 
     evaluate: Callable[[], float]
-    next_images: Callable[[], Tensor]
+    next_images: Callable[[], Any]
     report: Callable[[int, float, Mapping[str, float]], None]
+    measuring: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -103,11 +109,13 @@ class Strategy:
 
     ``checkpoint`` is the iteration whose weights will be asked for (``pruner.checkpoints["early"]``), ``restarted``
     the iteration at which the training recipe starts again, ``needs`` names what feedback must offer. With
-    ``scores_average`` the criterion reads the weights of the average.
+    ``scores_average`` the criterion reads the weights of the average; one that ``tolerates`` lets the score fall below
+    the requirement by some slack.
     """
 
     restarted: int = 0
     scores_average: ClassVar[bool] = False
+    tolerates: ClassVar[bool] = False
 
     @property
     def checkpoint(self) -> int | None:
@@ -122,6 +130,10 @@ class Strategy:
     def step(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> Decision:
         """Prune, wait or stop."""
         raise NotImplementedError
+
+    def check(self, pruner: Pruner, batch: Any, measuring: Mapping[str, Any]) -> int:
+        """Try on a copy of the model what ``step`` will measure on mini-batches; returns the bytes that will take."""
+        return 0
 
 
 @dataclass
@@ -289,6 +301,7 @@ class AccuracyDriven(Strategy):
     tolerance: AccuracyTolerance
     measured: int = 0
     scores_average: ClassVar[bool] = True
+    tolerates: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -306,6 +319,16 @@ class AccuracyDriven(Strategy):
             return Decision("effort spent", thresholds)
         return Decision("prune" if thresholds else "wait", thresholds)
 
+    def check(self, pruner: Pruner, batch: Any, measuring: Mapping[str, Any]) -> int:
+        if not self.measured:
+            return 0
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "compensation measures .* works in blocks")
+            jacobian = _jacobian(pruner, [Batch(batch, limit=2)], measuring)
+            masks = {name: layer.mask for name, layer in pruner.layers.items()}
+            jacobian.compensate(masks, [copy.deepcopy(pruner.model)])
+        return jacobian.peak(self.measured * Batch(batch).count)
+
     def _descend(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> dict[str, float] | None:
         """Prune in steps to the fraction ``keep`` each; returns the last thresholds.
 
@@ -314,7 +337,7 @@ class AccuracyDriven(Strategy):
         tolerance, accuracy, iteration = self.tolerance, evaluation.accuracy, evaluation.iteration
         place = evaluation.start, iteration, evaluation.budget
         missed = 0 if evaluation.met else evaluation.missed + 1
-        least = tolerance.lowest_accuracy(evaluation.requirement, *place, missed)
+        least = tolerance.lowest_accuracy(evaluation.requirement, *place, missed, evaluation.slack)
         lowest = tolerance.lowest_density(evaluation.start, evaluation.next, evaluation.budget) * pruner.synapses
         accepted, keep, jacobian, fresh = None, tolerance.keep, None, False
         while accuracy >= least and not pruner.exhausted:
@@ -323,10 +346,9 @@ class AccuracyDriven(Strategy):
             before = pruner.snapshot()
             pruner.round += 1
             if jacobian is None and self.measured:
-                images = [feedback.next_images() for _ in range(self.measured)]
-                iteration += len(images)
-                frozen = {name for name, value in pruner.model.named_parameters() if not value.requires_grad}
-                jacobian, fresh = Jacobian(pruner.evaluated, images, pruner.generator, frozen), True
+                batches = [feedback.next_images() for _ in range(self.measured)]
+                iteration += len(batches)
+                jacobian, fresh = _jacobian(pruner, batches, feedback.measuring), True
             target = max(min(max(keep * pruner.significant, lowest), pruner.significant - 1), len(pruner.layers))
             thresholds = pruner.prune(dict.fromkeys(pruner.layers, target / pruner.synapses), jacobian)
             after = feedback.evaluate()
@@ -345,3 +367,8 @@ class AccuracyDriven(Strategy):
             if accuracy >= evaluation.requirement:
                 feedback.report(iteration, accuracy, thresholds)
         return accepted
+
+
+def _jacobian(pruner: Pruner, batches: list, measuring: Mapping[str, Any]) -> Jacobian:
+    frozen = {name for name, value in pruner.model.named_parameters() if not value.requires_grad}
+    return Jacobian(pruner.evaluated, batches, pruner.generator, frozen, **measuring)

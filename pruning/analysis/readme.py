@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/results.md, made from the records and put between their marks.
+"""The tables of README.md, docs/results.md and docs/fashion.md, made from the records and put between their marks.
 
 >>> print(between("<!-- a -->old<!-- /a -->", "a", "new"))
 <!-- a -->
@@ -19,6 +19,7 @@ from pruning.analysis.wording import markdown_table, percent, plus_minus
 from pruning.files import DamagedFile
 
 PAGES = ("README.md", "docs/results.md")
+FASHION = "docs/fashion.md"  # from the records of the study `fashion`
 SHORT = ("random", claims.METHOD, comparison.METHOD, comparison.PATIENT)
 
 

@@ -6,6 +6,7 @@ python -m pruning deploy MODEL OUT_DIR [--network NETWORK] [--input 3x32x32] [--
 from __future__ import annotations
 
 import argparse
+import inspect
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add(
         "--network",
         help="what a state dict belongs to: a notation such as 28x28-6c5-16c5-120-84-10, or package.module:function, "
-        "which returns a sequential network",
+        "which returns a sequential network, given the shape of an image and the number of classes or nothing",
     )
     add("--input", type=_size, metavar="CxHxW", help="the size of an image, for a network made by a function")
     add("--quantize", type=int, choices=[8], help="8-bit weights in model.c")
@@ -98,8 +99,9 @@ def opened(path: str | Path, network: str | None = None, size: Shape | None = No
 
     ``path`` is a stored network or PyTorch's state dict. The latter needs ``network``: a notation, or
     ``package.module:function`` with the ``size`` (C, H, W) of an image; so does a stored network without
-    notation. Tensors of other names are taken in their order where all shapes fit. Without masks among them,
-    weights of zero count as pruned. No pickled code is run. Raises ``ValueError`` that says what is wrong.
+    notation. The function takes nothing, or as in a study that size and the number of classes. Tensors
+    of other names are taken in their order where all shapes fit. Without masks among them, weights of
+    zero count as pruned. No pickled code is run. Raises ``ValueError`` that says what is wrong.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -114,8 +116,8 @@ def opened(path: str | Path, network: str | None = None, size: Shape | None = No
     own = ":" in network
     if own is (size is None):
         raise ValueError("--input CxHxW and --network package.module:function go together")
-    model = _made(network) if own else lenet(network)
     state = storage.decode_state(path.read_bytes()) if stored else _state(path)
+    model = _made(network, size, state) if size else lenet(network)
     has_masks = any(name.endswith(".mask") for name in state)
     try:
         (masked(model) if has_masks else model).load_state_dict(_named(state, model.state_dict()))
@@ -125,11 +127,13 @@ def opened(path: str | Path, network: str | None = None, size: Shape | None = No
     return model, size or input_shape(network), "" if own else network
 
 
-def _made(network: str) -> nn.Module:
+def _made(network: str, size: Shape, state: dict[str, Tensor]) -> nn.Module:
+    classes = next((len(tensor) for tensor in reversed(state.values()) if tensor.dim()), 0)
     try:
-        model = pkgutil.resolve_name(network)()
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"--network {network}: there is no such function without arguments: {error}") from error
+        function = pkgutil.resolve_name(network)
+        model = function(size, classes) if inspect.signature(function).parameters else function()
+    except Exception as error:  # the function is anyone's
+        raise ValueError(f"--network {network} makes no network: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"--network {network} returned {type(model).__name__}, not a network")
     return model

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 try:
     from lightning.pytorch import Callback
@@ -25,10 +25,10 @@ from pruning.control import PruneControl
 class PruningCallback(Callback):
     """Prune a ``LightningModule`` with masked layers at every validation, and stop the trainer when that is done.
 
-    ``requirement`` is the validation accuracy to be met, ``monitor`` the name by which the module logs it: with
-    ``sync_dist=True`` where several processes train. ``evaluate`` and ``next_images`` go to methods that measure what
-    pruning costs, ``settings`` to ``PruneControl``, such as ``method``. An iteration is a step of the trainer.
-    Gradients are seen as Lightning orders it: after they are unscaled, before they are clipped.
+    ``requirement`` is the validation accuracy to be met, ``monitor`` the name by which the module logs it; where
+    several processes train, their mean counts. ``evaluate`` and ``next_images`` go to methods that measure what pruning
+    costs, ``settings`` to ``PruneControl``, such as ``method``. An iteration is a step of the trainer. Gradients are
+    seen as Lightning orders it: after they are unscaled, before they are clipped.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class PruningCallback(Callback):
         monitor: str = "val_accuracy",
         *,
         evaluate: Callable[[], float] | None = None,
-        next_images: Callable[[], Tensor] | None = None,
+        next_images: Callable[[], Any] | None = None,
         **settings: Any,
     ):
         self.requirement, self.monitor, self.settings = requirement, monitor, settings
@@ -45,26 +45,27 @@ class PruningCallback(Callback):
         self.control: PruneControl | None = None
         self._state: dict | None = None
 
-    def on_fit_start(self, trainer, pl_module) -> None:
+    def on_train_start(self, trainer, pl_module) -> None:
         if any(kind.__name__ == "WeightAveraging" for each in trainer.callbacks for kind in type(each).__mro__):
-            raise ValueError(
-                "WeightAveraging validates an average that is not pruned: leave it out, or average within the module"
-            )
+            raise ValueError("WeightAveraging validates an average that is not pruned: train without it")
         self.control = PruneControl(pl_module, self.requirement, optimizer=trainer.optimizers, **self.settings)
         if self._state is not None:
             self.control.load_state_dict(self._state)
+            self._state = None
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         if self.control is not None and self.control.watching and not self.control.finished:
             self.control.observe(trainer.global_step + 1)
 
     def on_validation_end(self, trainer, pl_module) -> None:
-        if self.control is None or trainer.state.fn != "fit" or trainer.sanity_checking or self.control.finished:
+        if self.control is None or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         if self.monitor not in trainer.callback_metrics:
             raise ValueError(f"the module logs no '{self.monitor}', but {sorted(trainer.callback_metrics)}")
-        accuracy = float(trainer.callback_metrics[self.monitor])
-        trainer.should_stop |= self.control.update(trainer.global_step, accuracy, *self.feedback).finished
+        if not self.control.finished:
+            accuracy = trainer.strategy.reduce(trainer.callback_metrics[self.monitor], reduce_op="mean")
+            self.control.update(trainer.global_step, float(accuracy), *self.feedback)
+        trainer.should_stop |= self.control.finished
 
     def delivered(self) -> nn.Module:
         """Copy the sparsest module that met the requirement."""
@@ -77,5 +78,3 @@ class PruningCallback(Callback):
 
     def load_state_dict(self, state_dict: dict) -> None:
         self._state = state_dict.get("control")
-        if self.control is not None and self._state is not None:  # of strategies that restore after they set up
-            self.control.load_state_dict(self._state)

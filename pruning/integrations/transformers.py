@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback
 
 from pruning.control import PruneControl
@@ -35,7 +35,7 @@ class PruningCallback(TrainerCallback):
         metric: str = "eval_accuracy",
         *,
         evaluate: Callable[[], float] | None = None,
-        next_images: Callable[[], Tensor] | None = None,
+        next_images: Callable[[], Any] | None = None,
         **settings: Any,
     ):
         self.requirement, self.metric, self.settings = requirement, metric, settings
@@ -56,12 +56,13 @@ class PruningCallback(TrainerCallback):
             self.control.observe(state.global_step + 1)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
-        if self.control is None or not self.training or self.control.finished:
+        if self.control is None or not self.training:
             return
         if self.metric not in metrics:
             raise ValueError(f"compute_metrics gives no '{self.metric}', but {sorted(metrics)}")
-        event = self.control.update(state.global_step, float(metrics[self.metric]), *self.feedback)
-        control.should_training_stop |= event.finished
+        if not self.control.finished:
+            self.control.update(state.global_step, float(metrics[self.metric]), *self.feedback)
+        control.should_training_stop |= self.control.finished
 
     def on_save(self, args, state, control, **kwargs) -> None:
         if self.control is not None and state.is_world_process_zero:

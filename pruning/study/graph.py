@@ -30,8 +30,9 @@ class Graph:
     """A study, the name or file that it was ``given`` by, where its figures go, and what is to be done for it.
 
     ``stale`` holds benchmark, seed and method of each run without a current record, ``shared`` the methods that resume
-    the dense training of ``unpruned``, ``pending`` the records that no table has published. ``remake`` says whether
-    every delivered model will be there once the stale runs are done.
+    the dense training of ``unpruned``, ``whole`` the benchmarks of which every record is or will be there, ``pending``
+    the records that no table has published. ``remake`` says whether every delivered model will be there once the stale
+    runs are done.
     """
 
     study: str
@@ -43,6 +44,7 @@ class Graph:
     requirements: dict[str, tuple[float, ...]]
     stale: tuple[tuple[str, int, str], ...]
     shared: tuple[str, ...]
+    whole: tuple[str, ...]
     pending: tuple[str, ...]
     remake: bool
 
@@ -54,7 +56,7 @@ class Graph:
     def from_json(cls, text: str) -> Graph:
         """Read what ``to_json`` wrote."""
         values = json.loads(text)
-        for name in ("benchmarks", "methods", "seeds", "shared", "pending"):
+        for name in ("benchmarks", "methods", "seeds", "shared", "whole", "pending"):
             values[name] = tuple(values[name])
         values["requirements"] = {name: tuple(goals) for name, goals in values["requirements"].items()}
         values["stale"] = tuple(map(tuple, values["stale"]))
@@ -78,6 +80,12 @@ def decide(study: Study, given: str, figures: Path | str, train: bool = True) ->
         requirements=study.requirements,
         stale=tuple(sorted({(run.benchmark, run.seed, run.method) for run in stale})),
         shared=tuple(sorted({run.method for run in study.runs if shares_dense(run)})),
+        # A benchmark's notebook trains what it lacks, so without training there are those of whole benchmarks alone.
+        whole=tuple(
+            name
+            for name in study.benchmarks
+            if train or all(run in current for run in study.runs if run.benchmark == name)
+        ),
         pending=tuple(str(run.record_path) for run in study.runs if run.record_path.is_file()) if train else (),
         remake=bool(stale)
         and all(

@@ -60,8 +60,8 @@ def fetch(data: Data) -> Source:
         raise _error(data, f"there is no {'folder' if data.folder else 'file'} {data.folder or data.npz}")
     kind = _torchvision(data)
     with download(data.label) as (scratch, folder):
-        _open(data, kind, "train", scratch, download=True)
-        _open(data, kind, "test", scratch, download=True)
+        for half in ("test", "train"):  # where there is no test split, nothing is fetched
+            _open(data, kind, half, scratch, download=True)
         for path in scratch.iterdir():
             if not (folder / path.name).exists():  # unless another process has fetched it meanwhile
                 path.replace(folder / path.name)
@@ -133,9 +133,9 @@ def _folders(data: Data, root: Path) -> list[Iterator[tuple[str, Any, Any]]]:
         raise _error(data, f"{root} is not a folder")
     if not any(half.is_dir() for half in halves):
         return [images(root)]
-    for half in halves:
+    for half, other in zip(halves, reversed(halves)):
         if not half.is_dir():
-            raise _error(data, f"there is {halves[half == halves[0]]} and no {half}")
+            raise _error(data, f"there is {other} and no {half}")
     return list(map(images, halves))
 
 
@@ -204,12 +204,8 @@ def _torchvision(data: Data) -> type:
 def _files(data: Data, kind: type, place: Path) -> Source | None:
     """Return the files in ``place`` that belong to one of torchvision's datasets, by their names; None without any."""
     own = {str(entry[1]) for entry in getattr(kind, "split_list", {}).values()}  # SVHN and USPS have no folder
-    stem = _plain(kind.__name__)
-    paths = (
-        [path for path in _visible(place) if _plain(path.name).startswith(stem) or path.name in own]
-        if place.is_dir()
-        else []
-    )
+    stem, every = _plain(kind.__name__), _visible(place) if place.is_dir() else []
+    paths = [path for path in every if _plain(path.name).startswith(stem) or path.name in own]
     return Source(place, {path.name: signature(data.label, path) for path in paths}) if paths else None
 
 
@@ -233,11 +229,11 @@ def _open(data: Data, kind: type, half: str, root: Path, download: bool = False)
         given["split"] = half
     else:
         raise _error(data, "torchvision has no test split of it: lay its images out as a folder, which is then split")
-    if download:
-        return kind(root, **given)
     try:
         return kind(root, **given)
     except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
+        if download and isinstance(error, (RuntimeError, OSError)):
+            raise
         raise _error(data, f"torchvision cannot open its {half} split in {root}: {error}") from error
 
 

@@ -20,7 +20,7 @@ import torch
 
 from pruning.files import save_state, set_aside
 from pruning.study import datasets, requirement, tradeoff
-from pruning.study.config import Run
+from pruning.study.config import Run, StudyError
 from pruning.study.locks import Claim, locked
 from pruning.study.machine import checked_device, environment, kind
 from pruning.study.networks import fitting
@@ -49,13 +49,16 @@ def run(
     """Return the record of a run: read if it is current, else trained for, resuming its last checkpoint.
 
     Checkpoints are written every so many seconds. A record or checkpoint that cannot be used is
-    set aside with a word to ``warn``. Another process at work on the same run, on this machine or another one, is
+    set aside with a word to ``warn``. Where the environment says ``PRUNING_TRAIN=no``, a run without a current
+    record is a ``StudyError``. Another process at work on the same run, on this machine or another one, is
     waited for, unless ``waiting``, which is told who that is, raises. Everything on the CPU runs on one thread,
     denormal numbers taken as zero.
     """
     target = checked_device(device)
     if (record := current(job)) is not None:
         return record
+    if os.environ.get("PRUNING_TRAIN") == "no":
+        raise StudyError(f"{job.name} is not trained, as train=no asks: its record is {outdated(job) or 'missing'}")
     work = folder(job.study) / "work"
     lock = job.place("work", ".lock")
     told = waiting or (lambda who: warn(f"process {who} is at work on {job.name}: waiting for it"))

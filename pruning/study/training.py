@@ -275,6 +275,7 @@ def train(
     state = checkpoint.load(device) if checkpoint else None
     if control.watches_early:
         dense = None
+    control.check(dataset.train.images[:2])
     if state is not None:
         training.load_state_dict(state)
     evaluations = resume_dense_state(training, dense, device) if dense and state is None else []

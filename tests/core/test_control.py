@@ -2,11 +2,14 @@ import copy
 import io
 import itertools
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from pruning import allocation, criteria, density, masked, masked_layers
 from pruning.control import PruneControl
@@ -480,46 +483,30 @@ def test_five_lines_in_ones_own_loop():
         assert not layer.weight[~layer.mask].any()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trained", [0, 100])
-def test_adaptive_in_ones_own_loop(trained):
-    data = datasets.load("digits")
+def test_the_loop_of_the_docs_goes_on_beyond_an_epoch():
+    pages = [
+        (Path(__file__).parents[2] / page).read_text(encoding="utf-8") for page in ("README.md", "docs/package.md")
+    ]
+    blocks = [re.findall(r"```python\n(.*?)```", page, re.DOTALL) for page in pages]
+    loop, again = (next(block for block in several if "PruneControl(" in block) for several in blocks)
+    assert loop == again
     torch.manual_seed(0)
-    model = masked(lenet("28x28-6c5-16c5-120-84-10"))
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    batches_ = batches(data, Recipe(batch=64), seed=0)
-    count, stream = itertools.count(1), itertools.islice(batches_, 2000)
+    images = torch.randn(96, 20)
+    labels = (images[:, 0] > 0).long()
+    network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 2))
 
-    def training_step():
-        images, labels = next(stream)
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
+    def training_step(model, optimizer, batch):
         optimizer.zero_grad()
+        F.cross_entropy(model(batch[0]), batch[1]).backward()
+        optimizer.step()
 
-    def next_images():
-        next(count)
-        return next(stream)[0]
-
-    def validation_accuracy():
-        return accuracy(model, data.validation)
-
-    for _ in range(trained):  # a model that comes trained goes on counting
-        next(count), training_step()
-    control = PruneControl(model, 0.9, METHODS["adaptive"], optimizer=optimizer)
-    for iteration in count:
-        training_step()
-        if (
-            iteration % 20 == 0
-            and control.update(iteration, validation_accuracy(), validation_accuracy, next_images).finished
-        ):
-            break
-    assert control.reached and control.start > trained and density(control.delivered()) < 0.2
-    assert control.events[-1].action == "effort spent" and iteration >= 2 * control.start
-    assert accuracy(control.delivered(), data.validation) == control.best["accuracy"] >= 0.9
-
-
-def test_adaptive_needs_the_iterations_of_the_training():
-    control = PruneControl(masked(nn.Sequential(nn.Linear(4, 2))), 0.5, METHODS["adaptive"])
-    with pytest.raises(ValueError, match="at least 1, got 0: .* count those of the training"):
-        control.update(0, 0.9, lambda: 0.9, lambda: torch.zeros(2, 4))
-    assert not control.events and control.start is None and control.best is None
+    given = {
+        "model": network,
+        "optimizer": torch.optim.Adam(network.parameters(), 0.01),
+        "loader": DataLoader(TensorDataset(images, labels), 32, shuffle=True),  # an epoch of 3 iterations
+        "training_step": training_step,
+        "validation_accuracy": lambda model: (model(images).argmax(1) == labels).float().mean().item(),
+    }
+    exec(loop.replace("% 100", "% 20"), given)
+    assert given["control"].reached and given["iteration"] > 100
+    assert given["model"][0].weight.count_nonzero() < 0.5 * 600

@@ -53,3 +53,8 @@ def process(rank, meeting):
 @pytest.mark.slow
 def test_all_processes_prune_alike_with_every_method(tmp_path):
     torch.multiprocessing.spawn(process, (f"file://{tmp_path}/meeting",), nprocs=2)
+
+
+def test_data_parallel_is_refused():
+    with pytest.raises(RuntimeError, match="use DistributedDataParallel"):
+        masked(nn.Linear(4, 2))._replicate_for_data_parallel()

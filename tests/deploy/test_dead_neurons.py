@@ -35,7 +35,8 @@ def pruned(model: nn.Module, density: float, dead: float, last: str) -> nn.Modul
 def check(model: nn.Module, shape: tuple = SHAPE) -> nn.Module:
     before = copy.deepcopy(model.state_dict())
     small = remove_dead_neurons(model, shape)
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+    after = model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = copy.deepcopy(model).double().eval()(x)
     found = copy.deepcopy(small).double().eval()(x)
@@ -94,7 +95,7 @@ class Branching(nn.Module):
         return self.head(F.dropout(joined, training=self.training).mean((2, 3)))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_branches_of_many_kinds(seed):
     torch.manual_seed(seed)
     model = pruned(Branching(), density=0.35, dead=0.3, last="head")

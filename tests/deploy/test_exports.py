@@ -419,6 +419,9 @@ def sequential():
 def branching():
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(6 * 36, 5))
 
+def of_a_study(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
+
 def nothing():
     return None
 """
@@ -452,11 +455,15 @@ def test_the_command_takes_a_sequential_network_that_a_function_makes(tmp_path, 
     # What it wrote is taken again.
     assert main([str(tmp_path / "out" / "model.prn"), str(tmp_path / "again"), *asked]) == 0
     assert (tmp_path / "again" / "model.c").read_bytes() == (tmp_path / "out" / "model.c").read_bytes()
+    torch.save(own_networks.of_a_study((3, 8, 8), 7).state_dict(), tmp_path / "study.pt")
+    asked = "--network", "own_networks:of_a_study", *asked[2:]
+    assert main([str(tmp_path / "study.pt"), str(tmp_path / "study"), *asked]) == 0
+    assert "3x8x8-7" in capsys.readouterr().out
     torch.save(own_networks.branching().state_dict(), tmp_path / "branching.pt")
     for arguments, message in (
         (("model.pt", *asked[:2]), "--input CxHxW and --network package.module:function go together"),
         (("model.pt", "--network", "3x8x8-5", *asked[2:]), "--input CxHxW and --network"),
-        (("model.pt", "--network", "own_networks:missing", *asked[2:]), "no such function"),
+        (("model.pt", "--network", "own_networks:missing", *asked[2:]), "makes no network: AttributeError"),
         (("model.pt", "--network", "own_networks:nothing", *asked[2:]), "returned NoneType, not a network"),
         (("model.pt", "--network", "own_networks:branching", *asked[2:]), "does not fit 'own_networks:branching'"),
         (("branching.pt", "--network", "own_networks:branching", *asked[2:]), "layer '1' (Sigmoid) is not known"),

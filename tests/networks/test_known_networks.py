@@ -112,7 +112,11 @@ def test_kept_resumed_and_exported(name, tmp_path):
         torch.manual_seed(0)
         model = case.masked()
         optimizer = OPTIMIZERS[1](model.parameters())
-        return model, optimizer, PruneControl(model, 0.5, METHODS["surgery"], optimizer=optimizer)
+        return (
+            model,
+            optimizer,
+            PruneControl(model, 0.5, METHODS["iterative" if name == "ResNet-18" else "surgery"], optimizer=optimizer),
+        )
 
     first = started()
     train(case, *first[:2], range(1, 3), first[2])

@@ -26,7 +26,7 @@ def test_the_table_tells_what_was_tried():
         assert int(layers) == len(masked_layers(model))
         assert share == f"{NETWORKS[name].synapses:.1%}".replace("%", " %")
         named = set(re.findall(r"`(.*?)`", methods)) | set(KINDS if "four" in methods else ())
-        assert (set(METHODS) if methods == "all" else named) == (set(METHODS_OF[name]) or {"surgery"})
+        assert (set(METHODS) if methods == "all" else named) == (set(METHODS_OF[name]) or {"iterative"})
         assert ("ONNX" in exports) == NETWORKS[name].onnx
 
 

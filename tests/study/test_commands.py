@@ -9,7 +9,7 @@ from tiny import ROOT, published
 
 from pruning.__main__ import main
 from pruning.analysis.claims import markdown
-from pruning.analysis.readme import PAGES, readme
+from pruning.analysis.readme import FASHION, PAGES, readme
 from pruning.analysis.tables import frame, titles
 from pruning.files import DamagedFile
 from pruning.methods import METHODS
@@ -110,6 +110,12 @@ def test_the_pages_hold_what_the_committed_records_give(page, monkeypatch):
     text = (ROOT / page).read_text(encoding="utf-8")
     parts = [recorded(load(name)) for name in ("report", "smallest", "methods")]
     assert readme(text, parts[0], METHODS, *parts[1:]) == text, "run 'make readme'"
+
+
+def test_the_page_on_fashion_holds_what_its_records_give(monkeypatch):
+    monkeypatch.delenv("PRUNING_RESULTS", raising=False)
+    text = (ROOT / FASHION).read_text(encoding="utf-8")
+    assert readme(text, recorded(load("fashion")), METHODS) == text, "run 'make readme'"
 
 
 @pytest.mark.parametrize(

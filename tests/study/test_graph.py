@@ -55,8 +55,9 @@ def environment(place: Path) -> dict:
     }
 
 
-def started(place: Path, *given: str, study: str = "digits", device: str = "cpu") -> subprocess.Popen:
-    command = [sys.executable, "-m", "snakemake", *given, "--config", f"study={study}", f"device={device}"]
+def started(place: Path, *given: str, study: str = "digits", device: str = "cpu", train="yes") -> subprocess.Popen:
+    config = f"study={study}", f"device={device}", f"train={train}"
+    command = [sys.executable, "-m", "snakemake", *given, "--config", *config]
     return subprocess.Popen(
         command,
         cwd=place / "clone",
@@ -210,6 +211,19 @@ def test_a_job_on_a_node_reads_what_was_decided_without_importing_torch(tmp_path
     assert Graph.from_json(answer.stdout) == decided
 
 
+def test_without_training_nothing_is_trained_whatever_is_asked_for(place):
+    (place / "clone/studies/digits.yaml").write_text(STUDY)
+    said = finished(started(place, "-n", train="no"))
+    jobs = set(re.findall(r"^(\S+) +\d+$", said, re.MULTILINE))
+    assert "2-significant-synapses" in jobs and not jobs & {"runs", "benchmark"}, said
+    job = started(place, str(place / "results/digits/work/digits-2c-0.ipynb"), train="no")
+    said = finished(job)
+    assert job.returncode != 0, said
+    log = (place / "results/digits/work/log-digits-2c-0.ipynb").read_text()
+    assert "digits-2c-0.4-unpruned-0 is not trained, as train=no asks: its record is missing" in log
+    assert not written(place)
+
+
 def test_the_committed_digits_study_trains_each_benchmark_and_seed(place):
     job = started(place, "-n")
     said = finished(job)
@@ -229,7 +243,7 @@ def test_the_committed_digits_study_trains_each_benchmark_and_seed(place):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ("study=diggits", "there are digits, ingredients, lenet, methods, report"),
+        ("study=diggits", "there are digits, fashion, ingredients, lenet, methods, report"),
         ("study=tradeoff", "the study 'tradeoff' measures trade-offs: run 'make tradeoff'"),
         ("studdy=report", "--config studdy=report: unknown key; known are study, device, train"),
         ("train=never", "--config train=never: expected yes or no"),

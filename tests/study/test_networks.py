@@ -97,6 +97,16 @@ def test_running_a_network_once_counts_what_its_notation_says(notation):
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 21), ("resnet50", 54)])
+def test_torchvisions_networks_have_the_operations_that_torchvision_tells(name, count):
+    from pruning.study.vision import models
+
+    with torch.device("meta"):  # shapes are enough
+        found = counted(masked(getattr(models, name)()), (3, 224, 224))
+    published = models.get_model_weights(name).DEFAULT.meta["_ops"]  # in thousands of millions
+    assert len(found) == count and round(sum(layer.macs for layer in found) / 1e9, 3) == published
+
+
 class Several(nn.Module):
     """Layers of other kinds, one of them used twice, one grouped."""
 

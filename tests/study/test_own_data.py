@@ -292,6 +292,8 @@ def test_torchvisions_names_are_checked_and_what_has_no_test_split_is_said(place
         load(Data(torchvision="FashoinMNIST"))
     with pytest.raises(DataError, match="torchvision has no dataset 'FakeData'; it has .*MNIST|near it are"):
         load(Data(torchvision="FakeData"))
+    with pytest.raises(DataError, match="Imagenette: torchvision cannot open its test split .*'val'"):
+        load(Data(torchvision="Imagenette"))
     (place / "eurosat").mkdir()
     with pytest.raises(DataError, match="EuroSAT: torchvision has no test split of it"):
         load(Data(torchvision="EuroSAT"))

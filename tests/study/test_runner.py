@@ -54,6 +54,19 @@ def test_a_record_holds_what_it_must(tiny):
     }
 
 
+def test_without_training_there_are_the_records_that_are_there(tiny, monkeypatch):
+    monkeypatch.setenv("PRUNING_TRAIN", "no")
+    gone, kept = tiny.runs[:2]
+    assert carry_out(kept) == read_record(kept.record_path)
+    alter(gone.record_path)
+    with pytest.raises(StudyError, match=f"{gone.name} is not trained, as train=no asks: its record is damaged"):
+        carry_out(gone)
+    gone.record_path.unlink()
+    with pytest.raises(StudyError, match=f"{gone.name} is not trained, as train=no asks: its record is missing"):
+        carry_out(gone)
+    assert not gone.record_path.exists()
+
+
 def test_a_record_that_is_gone_is_made_again_alone(tiny):
     gone, kept = (run.record_path for run in tiny.runs)
     expected, before = numbers(read_record(gone)), stamps(kept.parent, "*.json")
