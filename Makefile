@@ -2,18 +2,27 @@
 STUDY ?= digits
 DEVICE ?= cpu
 JOBS ?= 2
+WORKERS ?= 20
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # One thread a process: two processes of one thread beat one of two.
 export OMP_NUM_THREADS := 1
 # By its path: make 3.81, which macOS has, does not look for commands in the PATH set here.
-SNAKEMAKE = $(BIN)/snakemake --cores $(JOBS) --config study=$(STUDY) device=$(DEVICE)
+SNAKEMAKE = $(BIN)/snakemake $(if $(PROFILE),$(ELSEWHERE),--cores $(JOBS)) --config study=$(STUDY) device=$(DEVICE)
+# The name by which the Snakefile knows Slurm's jobs of a study, and their logs.
+NAME = $(notdir $(basename $(STUDY)))
+RESULTS = $(or $(PRUNING_RESULTS),data/results)/$(NAME)
+ELSEWHERE = --workflow-profile profiles/$(PROFILE) $(if $(filter slurm,$(PROFILE)), \
+	--slurm-jobname-prefix pruning-$(NAME) --slurm-logdir $(abspath $(RESULTS))/work/slurm)
+# Options of one's own, such as a partition or a kind of processor, come last, and win.
+SUBMIT = --job-name=pruning-$(NAME)_$(1) --cpus-per-task=1 --mem=3500 --time=12:00:00 \
+	--output=$(abspath $(RESULTS))/work/slurm/$(1)-%j.log $(SBATCH)
 
 .DEFAULT_GOAL := help
 .PHONY: help install study figures savings status tradeoff report bench readme notebooks lab test test-processors clean
 
-.PHONY: lint docs
+.PHONY: lint docs cluster test-cluster
 
 help: ## this text
 	@echo "make study                 the digits study: trains, then renders every figure"
@@ -23,7 +32,8 @@ help: ## this text
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-17s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "Options: STUDY=digits|report|methods|ingredients|lenet|smallest|fashion or a file, JOBS=2 (trainings side by side), DEVICE=cpu|cuda, PYTHON=python3"
+	@echo "Options: STUDY=digits|report|methods|ingredients|lenet|smallest|fashion or a file, JOBS=2 (trainings side by side), DEVICE=cpu|cuda, PYTHON=python3,"
+	@echo "PROFILE=slurm, WORKERS=20, SBATCH='--partition=...' (docs/clusters.md)"
 
 install: .venv/installed ## make .venv with the exact versions of requirements.lock
 
@@ -41,6 +51,16 @@ ifdef FRESH
 endif
 	@$(SNAKEMAKE)
 	@$(BIN)/python -m pruning status $(STUDY)
+
+# The scheduler is Slurm's; the workers share the runs out among themselves, each takes one at a time by its lock.
+cluster: .venv/installed ## train a study by WORKERS workers of a Slurm array, then render its figures
+	@mkdir -p $(RESULTS)/work/slurm
+	@array=$$(sbatch --parsable $(call SUBMIT,workers) --array=1-$(WORKERS) --requeue --wrap \
+		"exec $(abspath $(BIN))/python -m pruning work $(STUDY) --device $(DEVICE)") && \
+	last=$$(sbatch --parsable $(call SUBMIT,figures) --dependency=afterany:$${array%%;*} --wrap \
+		"exec $(abspath $(BIN))/snakemake --cores 1 --config study=$(STUDY) device=$(DEVICE)") && \
+	echo "Slurm's jobs $${array%%;*} ($(WORKERS) workers) and $${last%%;*} (what they leave, tables, figures)." \
+		"See: squeue --me; make status STUDY=$(STUDY); $(RESULTS)/work/slurm/"
 
 figures: .venv/installed ## render a study's figures from its records, training nothing
 	@$(SNAKEMAKE) train=no --until figures --forcerun 2-significant-synapses 3-training-effort \
@@ -89,6 +109,11 @@ ifeq ($(shell uname -m),x86_64)
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 PRUNING_KERNEL=x86-64-v2 $(BIN)/python -m pytest -m arithmetic
 endif
 	@PRUNING_KERNEL=off $(BIN)/python -m pytest -m arithmetic
+
+test-cluster: .venv/installed ## a study on a real Slurm of two nodes, brought up on this machine (root, Debian's packages)
+	@command -v slurmctld slurmd munged >/dev/null || { \
+		echo "Slurm is not installed here: apt-get update && apt-get install --no-install-recommends slurm-wlm munge"; exit 1; }
+	@PRUNING_TEST_SLURM=1 $(BIN)/python -m pytest -n 0 tests/cluster
 
 lint: .venv/installed ## style, types and the contract on imports, changing nothing
 	@$(BIN)/ruff check

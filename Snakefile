@@ -3,22 +3,26 @@
 #   snakemake --config study=report          MNIST and CIFAR-10
 #   snakemake --config study=my/own.yaml     a study file of one's own
 #   snakemake --config study=report train=no  only what the records that are there give
+# On a cluster (docs/clusters.md) the trainings are its jobs; tables, notebooks and figures stay with the main process.
 import contextlib
 import json
 import os
 import re
+import secrets
 import shlex
+import shutil
+import subprocess
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from pruning.analysis import figures
-from pruning.study import records, store, studies
+from pruning.study import graph, records
 from pruning.study.locks import locked
 
 # What --config takes.
 KNOWN = {
     "study": (".+", "a name or a file"), "device": (r"cpu|cuda(:\d+)?", "cpu, cuda or cuda:0"),
-    "train": ("True|False|yes|no", "yes or no"),
+    "train": ("True|False|yes|no", "yes or no"), "split": ("seed|method", "seed or method"),
 }
 for key, value in config.items():
     if key not in KNOWN:
@@ -28,22 +32,30 @@ for key, value in config.items():
 TRAIN = str(config.get("train", "yes")) not in ("False", "no")
 if not TRAIN:
     os.environ["PRUNING_TRAIN"] = "no"  # for whatever is asked for by name, notebooks included
-try:
-    STUDY = studies.load(config.get("study", "digits"))
-except ValueError as error:
-    raise WorkflowError(str(error)) from None
-GIVEN = STUDY.name if STUDY.file.parent.name == "studies" else str(config["study"])  # as notebooks are told of it
-if STUDY.own:
-    from pruning.study import runner
+
+# What there is to do is decided once, here: a job on a cluster's node reads this file again, when other records are
+# there, and is to find the same graph. So it is also spared importing torch.
+if workflow.is_main_process:
+    from pruning.analysis import figures
+    from pruning.study import runner, studies
 
     try:
-        runner.check(STUDY.runs)  # that their networks fit their data, before anything is trained
-    except (ValueError, RuntimeError) as error:
+        study = studies.load(config.get("study", "digits"))
+    except ValueError as error:
         raise WorkflowError(str(error)) from None
-if STUDY.plan:
-    raise WorkflowError(f"the study '{STUDY.name}' measures trade-offs: run 'make tradeoff'")
-RESULTS = records.folder(STUDY.name)
-FIGURES = figures.folder(STUDY.name)
+    if study.own:
+        try:
+            runner.check(study.runs)  # that their networks fit their data, before anything is trained
+        except (ValueError, RuntimeError) as error:
+            raise WorkflowError(str(error)) from None
+    if study.plan:
+        raise WorkflowError(f"the study '{study.name}' measures trade-offs: run 'make tradeoff'")
+    named = study.name if study.file.parent.name == "studies" else str(config["study"])  # as notebooks are told of it
+    STUDY = graph.decide(study, named, figures.folder(study.name), TRAIN)
+else:
+    STUDY = graph.read(config.get("study", "digits"))
+RESULTS = records.folder(STUDY.study)
+FIGURES = Path(STUDY.figures)
 WORK = RESULTS / "work"
 STORIES = {
     "2-significant-synapses": ["figure-1-iterative-pruning", "figure-3-benchmarks", "figure-4-significant-synapses"],
@@ -52,7 +64,7 @@ STORIES = {
 if "adaptive" in STUDY.methods:
     STORIES["5-prune-control"] = ["figure-6-overview", "figure-6-frontier"]
 # Notebook 5 reads the tables of these studies too, where they are.
-BESIDE = [path for name in ("methods", "ingredients", "lenet", "smallest") if name != STUDY.name
+BESIDE = [path for name in ("methods", "ingredients", "lenet", "smallest") if name != STUDY.study
           if (path := records.folder(name) / "runs.csv").is_file()]
 # Bytes and energy are made for a study once by `make savings`; from then on they belong to its graph.
 SAVINGS = [RESULTS / "storage.csv", RESULTS / "energy.csv"]
@@ -63,21 +75,22 @@ if all(path.is_file() for path in SAVINGS):
     }
 PICTURES = [FIGURES / f"{name}.{kind}" for names in STORIES.values() for name in names for kind in ("png", "svg", "pdf")]
 
-# A training job is one benchmark and one seed. Only those with a run whose record is missing or not
-# current belong to the graph: file times say nothing about a record, least of all in a fresh clone.
-CURRENT = store.all_current(STUDY.runs)
-STALE = sorted({(run.benchmark, run.seed) for run in STUDY.runs if run not in CURRENT})
-# What a study that was killed has not published yet; the newest of all files, so that the table is made.
-PENDING = [run.record_path for run in STUDY.runs if run.record_path.is_file()]
-if not TRAIN:
-    STALE, PENDING = [], []
-# The notebook of a benchmark trains what it lacks, so without training there are those of whole benchmarks alone.
-WHOLE = [name for name in STUDY.benchmarks if TRAIN or all(run in CURRENT for run in STUDY.runs if run.benchmark == name)]
-for benchmark, seed in STALE:
-    (WORK / f"{benchmark}-{seed}.ipynb").unlink(missing_ok=True)
-for path in PENDING:
-    with contextlib.suppress(FileNotFoundError):
-        os.utime(path)
+# A training job is one benchmark and seed, in a notebook, or on a cluster (split=method) one method of them. Only those
+# with a run whose record is missing or not current belong to the graph: file times say nothing about a record, least of
+# all in a fresh clone.
+SPLIT = config.get("split", "seed")
+ENDING = {"seed": "ipynb", "method": "trained"}[SPLIT]
+STALE = sorted({("-".join(map(str, run[: 2 if SPLIT == "seed" else 3])), run[0]) for run in STUDY.stale})
+# Newer than what an earlier run of the study has left, so that it is made again; removed only by who has the lock.
+MARK = WORK / "stale"
+if workflow.is_main_process:
+    if STALE:
+        WORK.mkdir(parents=True, exist_ok=True)
+        MARK.write_text(secrets.token_hex())  # by its content too: Snakemake passes over files that are the same
+    # What a study that was killed has not published yet; the newest of all files, so that the table is made.
+    for path in STUDY.pending:
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path)
 
 # Papermill writes into the log, which outlives a failure; the output appears when all went well.
 PAPERMILL = (
@@ -86,19 +99,16 @@ PAPERMILL = (
 )
 
 
-# They come from the delivered models, which are not committed: where some are missing, the tables stay as they are.
-REMAKE = bool(STALE) and all(
-    (run.benchmark, run.seed) in STALE or run.method == "unpruned" or run.place("models", ".model").is_file()
-    for run in STUDY.runs
-)
-
-
 def trained(benchmark):
-    return [WORK / f"{name}-{seed}.ipynb" for name, seed in STALE if name == benchmark]
+    return [WORK / f"{name}.{ENDING}" for name, where in STALE if where == benchmark]
+
+
+def stale(name):
+    return [MARK] if workflow.is_main_process and any(name == other for other, _ in STALE) else []
 
 
 def given(benchmark=None, seeds=None):
-    parameters = {"study": GIVEN}
+    parameters = {"study": STUDY.given}
     if benchmark:
         parameters |= {
             "benchmark": benchmark, "seeds": list(seeds), "methods": list(STUDY.methods),
@@ -111,12 +121,29 @@ def given(benchmark=None, seeds=None):
 held = contextlib.ExitStack()
 
 
-def busy(pid):
-    raise WorkflowError(f"another process is running the study '{STUDY.name}' (process {pid}): wait for it, or stop it")
+def busy(who):
+    raise WorkflowError(f"another process is running the study '{STUDY.study}' (process {who}): wait for it, or stop it")
+
+
+def queued():
+    """Slurm's jobs that a main process of this study has left when it was killed."""
+    if workflow.local_exec or not shutil.which("squeue"):
+        return []
+    told = subprocess.run(["squeue", "--me", "--noheader", "--format=%i %j"], capture_output=True, text=True)
+    return [line.split()[0] for line in told.stdout.splitlines() if f" pruning-{STUDY.study}_" in line]
 
 
 onstart:
     held.enter_context(locked(WORK / "study.lock", waiting=busy))
+    if jobs := queued():
+        raise WorkflowError(
+            f"Slurm still has jobs of the study '{STUDY.study}', which another main process has left: {', '.join(jobs)}. "
+            f"Wait for them, or 'scancel {' '.join(jobs)}'; then start again"
+        )
+    # A job that does nothing, and is taken for a success, is seen by what is not there.
+    for path in (path for benchmark in STUDY.benchmarks for path in trained(benchmark)):
+        path.unlink(missing_ok=True)
+    graph.write(STUDY)
 
 
 rule all:
@@ -125,7 +152,7 @@ rule all:
         # Asked for by name: what only lies in between is not made again when it is missing.
         [path for benchmark in STUDY.benchmarks for path in trained(benchmark)],
         RESULTS / "runs.csv",
-        expand(str(RESULTS / "notebooks" / "{benchmark}.ipynb"), benchmark=WHOLE),
+        expand(str(RESULTS / "notebooks" / "{benchmark}.ipynb"), benchmark=STUDY.whole),
         PICTURES,
 
 
@@ -136,6 +163,7 @@ rule figures:
 
 rule runs:
     """Train what a benchmark and seed still lack; a run that was interrupted goes on from its checkpoint."""
+    input: lambda w: stale(f"{w.benchmark}-{w.seed}")
     output: WORK / "{benchmark}-{seed,[0-9]+}.ipynb"
     log: WORK / "log-{benchmark}-{seed}.ipynb"
     params:
@@ -144,22 +172,48 @@ rule runs:
     shell: PAPERMILL + "; cp {log:q} {output:q}"
 
 
+rule train:
+    """Train what a benchmark, seed and method still lack, after the dense training that it resumes."""
+    input:
+        lambda w: stale(f"{w.benchmark}-{w.seed}-{w.method}"),
+        lambda w: [WORK / f"{w.benchmark}-{w.seed}-unpruned.trained"] if w.method in STUDY.shared
+        and (w.benchmark, int(w.seed), "unpruned") in STUDY.stale else [],
+    output: WORK / "{benchmark}-{seed,[0-9]+}-{method}.trained"
+    log: WORK / "log-{benchmark}-{seed}-{method}.txt"
+    wildcard_constraints:
+        benchmark="|".join(map(re.escape, STUDY.benchmarks)),
+    params:
+        device=config.get("device", "cpu"),
+    resources:
+        **({"gpu": 1} if config.get("device", "cpu") != "cpu" else {}),
+    # The output appears when all went well.
+    shell:
+        "python -m pruning run {STUDY.given:q} --benchmark {wildcards.benchmark} --seeds [{wildcards.seed}]"
+        " --methods [{wildcards.method}] --device {params.device} > {log:q} 2>&1"
+        " || {{ cat {log:q} >&2; exit 1; }}; cp {log:q} {output:q}"
+
+
 rule table:
     """Publish the records and collect them into one table."""
-    input: PENDING, [path for benchmark in STUDY.benchmarks for path in trained(benchmark)]
+    localrule: True
+    input: STUDY.pending, [path for benchmark in STUDY.benchmarks for path in trained(benchmark)]
     output: RESULTS / "runs.csv"
-    shell: "python -m pruning table {GIVEN:q}"
+    params:
+        whole="--whole" if STALE else "",
+    shell: "python -m pruning table {STUDY.given:q} {params.whole}"
 
 
 rule savings:
     """Bytes and energy of the delivered models, and the compressed ones that are shown."""
-    input: [path for benchmark in STUDY.benchmarks if REMAKE for path in trained(benchmark)]
+    localrule: True
+    input: [path for benchmark in STUDY.benchmarks if STUDY.remake for path in trained(benchmark)]
     output: SAVINGS
-    shell: "python -m pruning savings tables {GIVEN:q}"
+    shell: "python -m pruning savings tables {STUDY.given:q}"
 
 
 rule benchmark:
     """A benchmark's notebook over all its seeds, for reading."""
+    localrule: True
     input: lambda w: trained(w.benchmark)
     output: RESULTS / "notebooks" / "{benchmark}.ipynb"
     log: WORK / "log-{benchmark}.ipynb"
@@ -174,6 +228,7 @@ for story, names in STORIES.items():
 
     rule:
         name: story
+        localrule: True
         input:
             RESULTS / "runs.csv",
             f"notebooks/{story}.ipynb",

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 # Verbs whose module has a ``main`` of its own, which takes what follows the verb.
 ELSEWHERE = {
@@ -53,7 +55,7 @@ def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pruning", description="Studies of iterative synapse pruning.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    def add(act: Callable, study: str | None = None, selects: bool = False, trains: bool = False) -> None:
+    def add(act: Callable, study: str | None = None, selects: bool = False, trains: bool = False) -> Any:
         text = act.__doc__ or ""
         verb = verbs.add_parser(act.__name__.rstrip("_"), help=text[0].lower() + text[1:-1], description=text)
         verb.set_defaults(act=act)
@@ -66,11 +68,13 @@ def command_line() -> argparse.ArgumentParser:
         if trains:
             verb.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:0")
             verb.add_argument("--jobs", type=int, default=1, help="processes that train side by side (default 1)")
+        return verb
 
     add(list_)
     add(run, "digits", selects=True, trains=True)
+    add(work, "digits", selects=True, trains=True)
     add(status, "digits", selects=True)
-    add(table, "digits")
+    add(table, "digits").add_argument("--whole", action="store_true", help="an error unless every run has a record")
     add(readme, "report")
     add(fresh, "digits", selects=True)
     add(tradeoff, "tradeoff", selects=True, trains=True)
@@ -92,7 +96,17 @@ def run(given: argparse.Namespace) -> None:
     """Train what a study lacks."""
     from pruning.study.runner import run_all
 
+    _let_go_when_terminated()
     run_all(_selected(given)[1], given.device, given.jobs)
+
+
+def work(given: argparse.Namespace) -> None:
+    """Take one run after the other that a study lacks and no other worker has, on any number of machines."""
+    from pruning.study.work import work as take
+
+    _let_go_when_terminated()
+    study, runs = _selected(given)
+    print(f"{study.name}: {take(runs, given.device)} runs done here", flush=True)
 
 
 def status(given: argparse.Namespace) -> None:
@@ -106,12 +120,17 @@ def status(given: argparse.Namespace) -> None:
 def table(given: argparse.Namespace) -> None:
     """Publish the records of a study and write its tables."""
     from pruning.analysis import tables, tradeoff
-    from pruning.study.store import publish, recorded
+    from pruning.analysis.tables import mixed_processors
+    from pruning.study.store import publish, recorded, wait_for_all
     from pruning.study.studies import load
 
     study = load(given.study)
+    if getattr(given, "whole", False):
+        wait_for_all(study)
     publish(study, lambda text: print(text, file=sys.stderr))
     records = recorded(study)
+    for text in mixed_processors(records):
+        print(f"warning: {text}", file=sys.stderr)
     paths = tradeoff.write_tables(study.name, records) if study.plan else [tables.write_table(study.name, records)]
     for path in paths:
         print(f"{path}: {len(records)} of {len(study.runs)} runs")
@@ -153,6 +172,11 @@ def tradeoff(given: argparse.Namespace) -> None:
     """Train what a study of trade-offs lacks and write its tables."""
     run(given)
     table(given)
+
+
+def _let_go_when_terminated() -> None:
+    """Have a cluster's or container's polite end release the run's lock, as an interrupt from the keyboard does."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def _selected(given: argparse.Namespace) -> tuple:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,6 +42,28 @@ def write_table(study: str, records: Iterable[dict]) -> Path:
     path = folder(study) / "runs.csv"
     write_whole(path, frame(records).to_csv(index=False, lineterminator="\n").encode())
     return path
+
+
+def mixed_processors(records: Iterable[dict]) -> list[str]:
+    """Say of each benchmark whose runs were made on several kinds of processor which, and how many on each.
+
+    Arithmetic rounds differently on them, and trainings drift apart from there: what compares two methods then compares
+    two processors as well.
+    """
+    made: dict[str, list[dict]] = {}
+    for record in records:
+        made.setdefault(record["run"]["benchmark"], []).append(record["environment"])
+    kinds = {}
+    for benchmark, environments in made.items():
+        # Records of old do not tell the instructions.
+        told = [name for name in ("device", "instructions") if all(name in one for one in environments)]
+        kinds[benchmark] = Counter(", ".join(one[name] for name in told) for one in environments)
+    return [
+        f"the runs of {benchmark} were made on {len(counts)} kinds of processor: "
+        + "; ".join(f"{kind}: {count}" for kind, count in counts.most_common())
+        for benchmark, counts in kinds.items()
+        if len(counts) > 1
+    ]
 
 
 def titles(records: Iterable[dict]) -> dict[str, str]:

@@ -29,7 +29,6 @@ dtypes and shapes of all tensors; the tensors; a CRC-32 of all before it. All of
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import zlib
@@ -196,13 +195,14 @@ def _encoded(name: str, tensor: Tensor, mask: Tensor | None, encoding: str) -> t
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     keep = values != 0
-    forms = [(_Entry(name, shape, tensor.dtype), encode_values(values.ravel(), narrow=encoding in SHARED))]
+    entry = _Entry(name, shape, tensor.dtype)
+    forms = [(entry, encode_values(values.ravel(), narrow=encoding in SHARED))]
     if encoding != "dense32" and tensor.dtype == torch.float32 and len(shape) > 1 and not keep.all():
-        for form in dict.fromkeys((encoding, "relative")):
-            entry = _Entry(name, shape, sparse=form)
-            with contextlib.suppress(ValueError):  # too many distinct weights for a codebook
-                data = encode_weights(form, keep.reshape(entry.rows), values.reshape(entry.rows))
-                forms.append((entry, data))
+        try:
+            sparse, data = encoding, encode_weights(encoding, keep.reshape(entry.rows), values.reshape(entry.rows))
+        except ValueError:  # too many distinct weights for a codebook
+            sparse, data = "relative", encode_weights("relative", keep.reshape(entry.rows), values.reshape(entry.rows))
+        forms.append((_Entry(name, shape, sparse=sparse), data))
     return min(forms, key=lambda form: len(form[1]))
 
 

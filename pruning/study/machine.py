@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -45,15 +47,34 @@ def environment(device: torch.device | str = "cpu") -> dict:
         "device": cuda or _processor(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
+        **({"instructions": _instructions()} if cuda is None else {}),
         "convolutions": "compiled" if device.type == "cpu" and convolution.available() else "torch",
     }
+
+
+def kind(device: torch.device) -> str:
+    """Return what rounding on a device follows from: its name, and the instructions that PyTorch and the kernel use.
+
+    Nodes of a cluster may differ in it: what one of them began another one would not continue alike.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {_instructions()}, convolutions {convolution.form()}"
+
+
+def _instructions() -> str:
+    """Return the instructions that PyTorch uses here: AVX512, AVX2 or DEFAULT."""
+    return torch.backends.cpu.get_cpu_capability()
 
 
 @functools.cache
 def _revision() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    answer = subprocess.run(command, cwd=find_root(), capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
+    with contextlib.suppress(FileNotFoundError):  # no git here
+        answer = subprocess.run(command, cwd=find_root(), capture_output=True, text=True, check=False)
+        if told := answer.stdout.strip():
+            return told
+    return os.environ.get("PRUNING_REVISION") or "unknown"  # a container's image has no history, but may be told
 
 
 @functools.cache

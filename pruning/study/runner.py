@@ -9,8 +9,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
@@ -19,13 +21,15 @@ import torch
 from pruning.files import save_state, set_aside
 from pruning.study import datasets, requirement, tradeoff
 from pruning.study.config import Run, StudyError
-from pruning.study.locks import locked
-from pruning.study.machine import checked_device, environment
+from pruning.study.locks import Claim, locked
+from pruning.study.machine import checked_device, environment, kind
 from pruning.study.networks import fitting
 from pruning.study.records import folder, write_record
 from pruning.study.states import Context, DenseStates, StateFile
-from pruning.study.store import current, outdated
+from pruning.study.store import LAG, current, outdated
 
+# Seconds between two checkpoints; fewer where a cluster takes its nodes back at short notice.
+EVERY = float(os.environ.get("PRUNING_CHECKPOINT_SECONDS") or 20)
 KINDS: dict[str, Callable] = {
     "requirement": requirement.prune,
     "ladder": requirement.hash_ladder,
@@ -39,14 +43,16 @@ def run(
     device: str = "cpu",
     progress: Callable | None = None,
     warn: Callable[[str], None] = print,
-    every: float = 20.0,
+    every: float = EVERY,
+    waiting: Callable[[str], None] | None = None,
 ) -> dict:
     """Return the record of a run: read if it is current, else trained for, resuming its last checkpoint.
 
     Checkpoints are written every so many seconds. A record or checkpoint that cannot be used is
     set aside with a word to ``warn``. Where the environment says ``PRUNING_TRAIN=no``, a run without a current
-    record is a ``StudyError``. Another process at work on the same run is waited for.
-    Everything on the CPU runs on one thread, denormal numbers taken as zero.
+    record is a ``StudyError``. Another process at work on the same run, on this machine or another one, is
+    waited for, unless ``waiting``, which is told who that is, raises. Everything on the CPU runs on one thread,
+    denormal numbers taken as zero.
     """
     target = checked_device(device)
     if (record := current(job)) is not None:
@@ -55,8 +61,9 @@ def run(
         raise StudyError(f"{job.name} is not trained, as train=no asks: its record is {outdated(job) or 'missing'}")
     work = folder(job.study) / "work"
     lock = job.place("work", ".lock")
-    with locked(lock, lambda pid: warn(f"process {pid} is at work on {job.name}: waiting for it")):
-        if (record := current(job)) is not None:
+    told = waiting or (lambda who: warn(f"process {who} is at work on {job.name}: waiting for it"))
+    with locked(lock, told) as claim:
+        if (record := current(job) or _awaited(job, claim)) is not None:
             return record
         if reason := outdated(job):
             if job.record_path.exists():
@@ -68,11 +75,19 @@ def run(
         torch.set_flush_denormal(True)
         dataset = dataset_of(job.dataset, str(target))
         network = fitting(job.benchmark, job.made_of, dataset.shape, len(dataset.classes))
-        checkpoint = StateFile(job.place("work", ".checkpoint"), f"{job.key} {dataset.fingerprint}", warn)
-        dense = DenseStates(
-            work / f"dense-{job.benchmark}-{job.seed}-{target.type}", f"{job.dense_key} {dataset.fingerprint}", warn
-        )
-        parts, model = KINDS[job.kind](job, Context(dataset, network, target, checkpoint, dense, every, progress))
+        # A training goes on where it was begun, or on a processor of the same kind: another one rounds differently.
+        made = f"{dataset.fingerprint} {kind(target)}"
+        place = work / f"dense-{job.benchmark}-{job.seed}-{hashlib.sha256(kind(target).encode()).hexdigest()[:8]}"
+        checkpoint = StateFile(job.place("work", ".checkpoint"), f"{job.key} {made}", warn)
+        dense = DenseStates(place, f"{job.dense_key} {made}", warn)
+
+        def watched(event, training) -> None:
+            claim.check()
+            if progress:
+                progress(event, training)
+
+        parts, model = KINDS[job.kind](job, Context(dataset, network, target, checkpoint, dense, every, watched))
+        claim.check()
         if model is not None:
             state = {"network": job.network, "state": model.state_dict()}
             save_state(job.place("models", ".model"), state, job.key)
@@ -85,8 +100,22 @@ def run(
             "environment": environment(target),
         }
         write_record(job.record_path, record)
+        claim.note = job.key
         checkpoint.path.unlink(missing_ok=True)
         return record
+
+
+def _awaited(job: Run, claim: Claim) -> dict | None:
+    """Return the record that another machine has just written, as soon as the file system shows it here."""
+    before = claim.before
+    if before is None or before.here or before.note != job.key:
+        return None
+    ends = time.monotonic() + LAG - before.silent
+    while time.monotonic() < ends:
+        if (record := current(job)) is not None:
+            return record
+        time.sleep(1)
+    return None
 
 
 def check(jobs: Sequence[Run]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from pruning.study.locks import locked
 from pruning.study.paths import root
 from pruning.study.records import folder, from_line, key_of, lines, published_path, to_line, write_records
 from pruning.study.studies import Study
+
+LAG = 60.0  # seconds after which a network file system shows every machine a file that was written on another
 
 
 @functools.cache
@@ -69,6 +72,22 @@ def recorded(study: Study) -> list[dict]:
     return records
 
 
+def wait_for_all(study: Study) -> None:
+    """Wait until every run has a current record here, however late the file system shows what other machines wrote.
+
+    ``StudyError`` names the runs that have none when the time is over.
+    """
+    ends = time.monotonic() + LAG
+    while missing := _missing(study):
+        if time.monotonic() > ends:
+            some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise StudyError(
+                f"{len(missing)} of {len(study.runs)} runs of the study '{study.name}' have no current record in "
+                f"{folder(study.name)}: {some}; run 'make study STUDY={study.name}'"
+            )
+        time.sleep(1)
+
+
 def outdated(run: Run) -> str | None:
     """Say why the run's record is not current; None where it has none."""
     name = f'"name":"{run.name}"'.encode()
@@ -76,6 +95,11 @@ def outdated(run: Run) -> str | None:
     if not own:
         return None
     return "damaged" if any(_readable(line) is None for line in own) else "of other parameters or data"
+
+
+def _missing(study: Study) -> list[str]:
+    current = all_current(study.runs)
+    return [run.name for run in study.runs if run not in current]
 
 
 def publish(study: Study, warn: Callable[[str], None] = print) -> None:
@@ -121,7 +145,9 @@ def forget(runs: Iterable[Run]) -> None:
     for run in runs:
         names.setdefault(published_path(run.study, run.benchmark), set()).add(run.name)
         dense = (folder(run.study) / "work").glob(f"dense-{run.benchmark}-{run.seed}-*/*.dense")
-        for path in (run.record_path, run.place("work", ".checkpoint"), run.place("models", ".model"), *dense):
+        # Claims that say that the run is done, too.
+        claims = (folder(run.study) / "work" / f"{run.name}.claims").glob("*")
+        for path in (run.record_path, run.place("work", ".checkpoint"), run.place("models", ".model"), *dense, *claims):
             path.unlink(missing_ok=True)
     for path, gone in names.items():
         with locked(path.parent / "work" / "publish.lock"):

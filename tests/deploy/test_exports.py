@@ -1,4 +1,5 @@
 import copy
+import importlib
 import itertools
 import pickle
 import re
@@ -431,8 +432,7 @@ def nothing():
 def test_the_command_takes_a_sequential_network_that_a_function_makes(tmp_path, monkeypatch, capsys):
     (tmp_path / "own_networks.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    import own_networks
-
+    own_networks = importlib.import_module("own_networks")
     torch.manual_seed(0)
     model = masked(own_networks.sequential())
     for layer in masked_layers(model).values():

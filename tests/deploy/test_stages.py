@@ -79,7 +79,8 @@ def many_layers() -> nn.Module:
     [
         (many_layers(), (3, 17, 20)),
         (nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), (1, 9, 30)),
-        (nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), (1, 3, 4)),
+        # More activations than a program's stack is trusted with.
+        (nn.Sequential(nn.Conv2d(1, 2, 3, (9, 7)), nn.ReLU(), nn.Flatten(), nn.Linear(2400, 3)), (1, 270, 280)),
     ],
 )
 def test_layers_of_any_setting_are_exported(model, shape, tmp_path):

@@ -13,7 +13,8 @@ from pruning.analysis.readme import FASHION, PAGES, readme
 from pruning.analysis.tables import frame, titles
 from pruning.files import DamagedFile
 from pruning.methods import METHODS
-from pruning.study.records import folder
+from pruning.study import store
+from pruning.study.records import folder, read_record, write_record
 from pruning.study.store import current, recorded
 from pruning.study.studies import load
 
@@ -40,6 +41,32 @@ def test_commands(tiny, results, capsys):
     assert not list(folder("tiny").rglob("*.dense")), "the dense phase is trained again as well"
     said("fresh", file)
     assert said("status", file) == "tiny: 0 of 2 runs have a current record\n"
+
+
+def test_a_whole_table_waits_for_records_and_names_those_that_are_missing(tiny, results, monkeypatch, capsys):
+    monkeypatch.setattr(store, "LAG", 0.0)
+    run = tiny.runs[1]
+    hidden = run.record_path.rename(run.record_path.with_suffix(".hidden"))
+    assert main(["table", str(results / "tiny.yaml"), "--whole"]) == 1
+    assert (
+        f"1 of 2 runs of the study 'tiny' have no current record in {folder('tiny')}: {run.name};"
+        in capsys.readouterr().err
+    )
+    assert not (folder("tiny") / "runs.csv").exists()
+
+    monkeypatch.setattr(store, "LAG", 60.0)
+    monkeypatch.setattr(store.time, "sleep", lambda seconds: hidden.rename(run.record_path))
+    assert main(["table", str(results / "tiny.yaml"), "--whole"]) == 0
+    assert capsys.readouterr().out.endswith("runs.csv: 2 of 2 runs\n")
+
+
+def test_a_table_of_several_kinds_of_processor_says_so(tiny, results, capsys):
+    run = tiny.runs[1]
+    record = read_record(run.record_path)
+    write_record(run.record_path, record | {"environment": record["environment"] | {"device": "Abacus"}})
+    assert main(["table", str(results / "tiny.yaml")]) == 0
+    told = capsys.readouterr().err
+    assert told.startswith("warning: the runs of digits-2c were made on 2 kinds of processor: ") and "Abacus" in told
 
 
 def test_the_table_for_the_readme(tiny):

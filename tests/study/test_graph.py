@@ -15,7 +15,10 @@ import pandas as pd
 import pytest
 import torch
 
+from pruning.study.graph import Graph
+from pruning.study.graph import decide as graph_of
 from pruning.study.records import digest, from_line, lines
+from pruning.study.studies import load
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -183,12 +186,29 @@ def test_records_that_a_killed_study_left_unpublished_are_published(studied):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_failed_notebook_is_kept_and_named(place):
-    job = started(place, str(place / "results/digits/work/digits-2c-0.ipynb"), device="cuda")
+    old = place / "results/digits/work/digits-2c-0.ipynb"
+    old.parent.mkdir(parents=True)
+    old.write_text("of other settings")
+    job = started(place, str(old), device="cuda")
     said = finished(job)
     kept = place / "results/digits/work/log-digits-2c-0.ipynb"
     assert job.returncode != 0 and f"with the error in it: {kept}" in said
     assert "torch sees no CUDA device" in kept.read_text()
-    assert not (place / "results/digits/runs.csv").exists()
+    assert not old.exists() and not (place / "results/digits/runs.csv").exists()
+
+
+def test_a_job_on_a_node_reads_what_was_decided_without_importing_torch(tmp_path):
+    decided = graph_of(load("digits"), "digits", tmp_path)
+    script = "from pruning.study import graph; print(graph.read('digits').to_json())"
+    script += "; import sys; assert not {'torch', 'pandas', 'pydantic'} & set(sys.modules)"
+    command, own = [sys.executable, "-c", script], {"PRUNING_RESULTS": str(tmp_path)}
+    answer = subprocess.run(command, env=os.environ | own, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 1 and "study.plan is missing, which the main process writes" in answer.stderr
+    path = tmp_path / "digits/work/study.plan"
+    path.parent.mkdir(parents=True)
+    path.write_text(decided.to_json())
+    answer = subprocess.run(command, env=os.environ | own, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert Graph.from_json(answer.stdout) == decided
 
 
 def test_without_training_nothing_is_trained_whatever_is_asked_for(place):
