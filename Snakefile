@@ -18,6 +18,7 @@ from snakemake.exceptions import WorkflowError
 
 from pruning.study import graph, records
 from pruning.study.locks import locked
+from pruning.study.paths import root
 
 # What --config takes.
 KNOWN = {
@@ -50,7 +51,8 @@ if workflow.is_main_process:
             raise WorkflowError(str(error)) from None
     if study.plan:
         raise WorkflowError(f"the study '{study.name}' measures trade-offs: run 'make tradeoff'")
-    named = study.name if study.file.parent.name == "studies" else str(config["study"])  # as notebooks are told of it
+    own = study.file.parent != root() / "studies"
+    named = str(config["study"]) if own else study.name  # as notebooks are told of it
     STUDY = graph.decide(study, named, figures.folder(study.name), TRAIN)
 else:
     STUDY = graph.read(config.get("study", "digits"))
