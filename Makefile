@@ -111,7 +111,7 @@ endif
 	@PRUNING_KERNEL=off $(BIN)/python -m pytest -m arithmetic
 
 test-cluster: .venv/installed ## a study on a real Slurm of two nodes, brought up on this machine (root, Debian's packages)
-	@command -v slurmctld slurmd munged >/dev/null || { \
+	@command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null || { \
 		echo "Slurm is not installed here: apt-get update && apt-get install --no-install-recommends slurm-wlm munge"; exit 1; }
 	@PRUNING_TEST_SLURM=1 $(BIN)/python -m pytest -n 0 tests/cluster
 

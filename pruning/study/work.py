@@ -21,7 +21,7 @@ from pruning.files import DamagedFile
 from pruning.methods import METHODS
 from pruning.notation import layers
 from pruning.study.config import HASHED, Run
-from pruning.study.locks import BEATS, Holder, holder, silence
+from pruning.study.locks import BEATS, Holder, LockLost, holder, silence
 from pruning.study.records import from_line, lines, published_path
 from pruning.study.runner import check
 from pruning.study.runner import run as carry_out
@@ -86,6 +86,9 @@ def _took(run: Run, device: str, say: Callable[[str], None]) -> bool:
     try:
         carry_out(run, device, warn=say, waiting=taken)
     except _Taken:
+        return False
+    except LockLost as error:
+        say(str(error))
         return False
     say(f"{run.name}: {time.monotonic() - began:.1f} s")
     return True

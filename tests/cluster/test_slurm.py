@@ -43,12 +43,13 @@ class Project:
             shutil.copy(ROOT / name, place)
         (place / "studies/digits.yaml").write_text(STUDY)
         (place / ".venv").symlink_to(sys.prefix)
-        self.environment = os.environ | {
+        own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        self.environment = own | {
             "PRUNING_RESULTS": str(place / "results"),
             "PRUNING_FIGURES": str(place / "figures"),
             "PRUNING_CHECKPOINT_SECONDS": "0.2",
             "PYTHONPATH": str(place),
-            "PATH": str(place / ".venv/bin") + os.pathsep + os.environ["PATH"],
+            "PATH": str(place / ".venv/bin") + os.pathsep + own["PATH"],
             "OMP_NUM_THREADS": "1",
         }
 

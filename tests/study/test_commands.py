@@ -165,7 +165,9 @@ def test_help_lists_every_verb_and_loads_no_torch():
         text=True,
         check=True,
     )
-    for verb in ("list", "run", "status", "table", "readme", "fresh", "tradeoff", "savings", "deploy", "report"):
+    for verb in ("list", "run", "work", "status", "table", "readme", "fresh"):
+        assert f"\n    {verb} " in answer.stdout
+    for verb in ("tradeoff", "savings", "deploy", "report"):
         assert f"\n    {verb} " in answer.stdout
     loaded = {line.rpartition("|")[2].strip() for line in answer.stderr.splitlines()}
     assert "pruning" in loaded and not loaded & {"torch", "numpy", "pandas", "pydantic", "yaml"}
