@@ -19,11 +19,10 @@ from matplotlib.transforms import Bbox
 
 from pruning.analysis.claims import METHOD as REPORTS
 from pruning.analysis.comparison import BEST, METHOD, PATIENT, front, overall, pareto
-from pruning.analysis.figures.panels import caption, hollow, legend, log_axis, note, percents, span, times
-from pruning.analysis.figures.style import INK, SOFT, benchmarks, look, ordered, percent, styled, title
+from pruning.analysis.figures.panels import caption, handle, hollow, log_axis, note, percents, span, times
+from pruning.analysis.figures.style import GREY, INK, SOFT, benchmarks, look, ordered, percent, styled, title
 
 FRONT: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 2))}
-GREY = "#a6a6a6"
 NAMED = (REPORTS, METHOD, PATIENT)
 SIDES = [(1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.8), (-0.7, 0.8), (0.7, -0.8), (-0.7, -0.8), (-0.7, 1.9), (0.7, 1.9)]
 BELOW = [(-0.7, -0.8), (0.7, -0.8), *SIDES]  # of the front, where nothing is
@@ -113,13 +112,14 @@ def frontier(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex="col", sharey="row")
     efforts: list[list[float]] = [[] for _ in range(rows)]
+    coloured: set[str] = set()
     for column, (name, part) in zip(grid.T, parts.items()):
         first = rows - len(required[name])  # the highest requirements stand side by side
         for axes in column[:first]:
             axes.set_axis_off()
         for row, requirement in enumerate(required[name], start=first):
             runs = part[part["requirement"] == requirement]
-            _panel(column[row], runs)
+            coloured |= _panel(column[row], runs)
             head = f"{title(name, titles)}\n" if row == first else ""
             column[row].set_title(f"{head}at {percent(requirement)}", fontsize=10)
             efforts[row] += runs["effort"].dropna().tolist()
@@ -131,12 +131,15 @@ def frontier(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         line[0].set_ylabel("training effort\n(ratio, log scale)")
         log_axis(line[0], "y", least, most, times)
     more = [] if table["reached"].all() else [hollow("hollow: not all runs reached it")]
-    legend(figure, methods, Line2D([], [], label="Pareto front of the means", **FRONT), *more, ncols=ncols)
+    entries = [handle(method, grey=method not in coloured) for method in methods]
+    dashed = Line2D([], [], label="Pareto front of the means", **FRONT)
+    figure.legend(handles=[*entries, dashed, *more], loc="outside lower center", ncols=ncols)
     caption(figure, table, "points: ", "crosses")
     return figure
 
 
-def _panel(axes, runs: pd.DataFrame) -> None:
+def _panel(axes, runs: pd.DataFrame) -> set[str]:
+    """Draw one setting; returns the methods that have their colour in it."""
     means, best = runs.groupby("method")[["density", "effort"]].mean(), front(runs)
     for method in ordered(means.index[means["effort"].notna()]):
         own, named = runs[runs["method"] == method], method in {*best.index, *NAMED}
@@ -154,3 +157,4 @@ def _panel(axes, runs: pd.DataFrame) -> None:
         text = "never reached: " + ", ".join(never)
         axes.text(0.98, 0.97, textwrap.fill(text, 40), transform=axes.transAxes, ha="right", va="top", fontsize=8)
     axes.grid(axis="x", visible=True)
+    return {*best.index, *NAMED}

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -16,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-from pruning.analysis.figures.style import FAINT, SOFT, Look, benchmarks, look, percent, title
+from pruning.analysis.figures.style import FAINT, GREY, SOFT, Look, benchmarks, look, percent, title
 from pruning.analysis.tables import KEYS
 
 
@@ -80,9 +81,9 @@ def groups(axes, requirements: list[float]) -> None:
     axes.grid(axis="x", visible=False)
 
 
-def handle(method: str, bar: bool = False) -> Line2D | Patch:
+def handle(method: str, bar: bool = False, grey: bool = False) -> Line2D | Patch:
     """Return a method's entry in a legend."""
-    drawn = look(method)
+    drawn = replace(look(method), color=GREY) if grey else look(method)
     if bar:
         return Patch(facecolor=drawn.color, edgecolor="white", hatch=drawn.hatch, label=drawn.label)
     return Line2D([], [], color=drawn.color, marker=drawn.marker, markersize=8, label=drawn.label)

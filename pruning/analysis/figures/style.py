@@ -27,7 +27,7 @@ from pruning.files import write_whole
 from pruning.study.benchmarks import BENCHMARKS
 from pruning.study.paths import root
 
-INK, SOFT, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
+INK, SOFT, GREY, FAINT = "#222222", "#6b6b6b", "#a6a6a6", "#d9d9d9"
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
     "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10, "legend.fontsize": 9,
