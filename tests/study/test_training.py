@@ -18,6 +18,7 @@ from pruning.methods import METHODS
 from pruning.study import datasets
 from pruning.study.config import Recipe, Run, Settings
 from pruning.study.datasets import Split
+from pruning.study.machine import kind
 from pruning.study.records import read_record
 from pruning.study.runner import run as carry_out
 from pruning.study.states import StateFile
@@ -300,7 +301,7 @@ def test_killed_at_any_moment_and_started_again_the_record_is_the_same(digits, r
 
     run = run_of()
     checkpoint = run.place("work", ".checkpoint")
-    owner = f"{run.key} {digits.fingerprint}"
+    owner = f"{run.key} {digits.fingerprint} {kind(torch.device('cpu'))}"
     chance = random.Random(2015)
 
     def killed(moment, number):
