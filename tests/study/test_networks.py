@@ -77,7 +77,12 @@ def place(tmp_path, results, monkeypatch):
     )
     for name, text in (("own.yaml", STUDY), ("own_networks.py", MODULE), ("own_parts.py", PARTS)):
         (tmp_path / name).write_text(text)
+    forget()
     yield tmp_path
+    forget()
+
+
+def forget():
     for name in ("own_networks", "own_parts"):
         sys.modules.pop(name, None)
 
