@@ -430,20 +430,20 @@ def nothing():
 
 @pytest.mark.arithmetic
 def test_the_command_takes_a_sequential_network_that_a_function_makes(tmp_path, monkeypatch, capsys):
-    (tmp_path / "networks_to_deploy.py").write_text(OWN)
+    (tmp_path / "deploy_nets.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    networks_to_deploy = importlib.import_module("networks_to_deploy")
+    deploy_nets = importlib.import_module("deploy_nets")
     torch.manual_seed(0)
-    model = masked(networks_to_deploy.sequential())
+    model = masked(deploy_nets.sequential())
     for layer in masked_layers(model).values():
         layer.prune(torch.rand_like(layer.weight) < 0.4)
     model[0][0].prune(torch.arange(6).ne(2).view(6, 1, 1, 1).expand(6, 3, 3, 3))
     model(torch.randn(20, 3, 8, 8))  # statistics of BatchNorm
     torch.save(model.state_dict(), tmp_path / "model.pt")
-    asked = "--network", "networks_to_deploy:sequential", "--input", "3x8x8", "--clusters", "0"
+    asked = "--network", "deploy_nets:sequential", "--input", "3x8x8", "--clusters", "0"
     assert main([str(tmp_path / "model.pt"), str(tmp_path / "out"), *asked]) == 0
     assert "without dead neurons 3x8x8-5c3-5" in capsys.readouterr().out
-    again = masked(networks_to_deploy.sequential()).eval()
+    again = masked(deploy_nets.sequential()).eval()
     again.load_state_dict(storage.decode_state((tmp_path / "out" / "model.prn").read_bytes()))
     x = torch.randn(50, 3, 8, 8)
     wanted = logits(model.eval(), x)
@@ -455,21 +455,21 @@ def test_the_command_takes_a_sequential_network_that_a_function_makes(tmp_path, 
     # What it wrote is taken again.
     assert main([str(tmp_path / "out" / "model.prn"), str(tmp_path / "again"), *asked]) == 0
     assert (tmp_path / "again" / "model.c").read_bytes() == (tmp_path / "out" / "model.c").read_bytes()
-    torch.save(networks_to_deploy.of_a_study((3, 8, 8), 7).state_dict(), tmp_path / "study.pt")
-    asked = "--network", "networks_to_deploy:of_a_study", *asked[2:]
+    torch.save(deploy_nets.of_a_study((3, 8, 8), 7).state_dict(), tmp_path / "study.pt")
+    asked = "--network", "deploy_nets:of_a_study", *asked[2:]
     assert main([str(tmp_path / "study.pt"), str(tmp_path / "study"), *asked]) == 0
     assert "3x8x8-7" in capsys.readouterr().out
-    torch.save(networks_to_deploy.branching().state_dict(), tmp_path / "branching.pt")
+    torch.save(deploy_nets.branching().state_dict(), tmp_path / "branching.pt")
     for arguments, message in (
         (("model.pt", *asked[:2]), "--input CxHxW and --network package.module:function go together"),
         (("model.pt", "--network", "3x8x8-5", *asked[2:]), "--input CxHxW and --network"),
-        (("model.pt", "--network", "networks_to_deploy:missing", *asked[2:]), "makes no network: AttributeError"),
-        (("model.pt", "--network", "networks_to_deploy:nothing", *asked[2:]), "returned NoneType, not a network"),
+        (("model.pt", "--network", "deploy_nets:missing", *asked[2:]), "makes no network: AttributeError"),
+        (("model.pt", "--network", "deploy_nets:nothing", *asked[2:]), "returned NoneType, not a network"),
         (
-            ("model.pt", "--network", "networks_to_deploy:branching", *asked[2:]),
-            "does not fit 'networks_to_deploy:branching'",
+            ("model.pt", "--network", "deploy_nets:branching", *asked[2:]),
+            "does not fit 'deploy_nets:branching'",
         ),
-        (("branching.pt", "--network", "networks_to_deploy:branching", *asked[2:]), "layer '1' (Sigmoid) is not known"),
+        (("branching.pt", "--network", "deploy_nets:branching", *asked[2:]), "layer '1' (Sigmoid) is not known"),
         (("out/model.prn",), "holds no notation"),
     ):
         assert main([str(tmp_path / arguments[0]), str(tmp_path / "none"), *arguments[1:]]) == 1, arguments
