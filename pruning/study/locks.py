@@ -21,6 +21,7 @@ import functools
 import json
 import os
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -148,7 +149,8 @@ def locked(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator
             yield claim
         finally:
             ended.set()
-            beating.join()
+            if not sys.is_finalizing():  # where the interpreter ends, the thread is stopped already, and joins no more
+                beating.join()
             if not claim.lost.is_set():
                 claim.write(released=True)
     finally:

@@ -113,6 +113,22 @@ def test_who_waits_may_refuse(path, held):
         pytest.fail("refusing has taken the lock away")
 
 
+def test_a_lock_that_is_held_until_the_interpreter_ends_lets_it_end(path):
+    script = """
+import contextlib, sys
+from pathlib import Path
+from pruning.study.locks import locked
+
+held = contextlib.ExitStack()
+held.enter_context(locked(Path(sys.argv[1])))
+print("held")
+"""
+    command = [sys.executable, "-c", script, str(path)]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout == "held\n"
+    with locked(path, waiting=pytest.fail):
+        pass
+
+
 def test_an_error_inside_releases_the_lock(path):
     with pytest.raises(KeyError), locked(path):
         raise KeyError
