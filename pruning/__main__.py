@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -26,6 +27,8 @@ ELSEWHERE = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Carry out a verb; return the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a line is seen when it is said, in a log file and a pipe too
     parser = command_line()
     given, rest = parser.parse_known_args(arguments)
     if rest and given.verb not in ELSEWHERE:

@@ -295,7 +295,9 @@ def test_two_processes_at_work_on_one_run(tiny, results):
     def progress(event, training):
         if second:
             return
-        second.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        second.append(subprocess.Popen(command, cwd=ROOT, env=buffered, text=True, **pipes))
         line = second[0].stdout.readline()
         assert line == f"process {os.getpid()} is at work on {run.name}: waiting for it\n", second[0].stderr.read()
 
