@@ -269,17 +269,20 @@ def check(*command):
     assert "lanes: 0 differences" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processor", ["native", *LANES])
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_the_kernels_own_check(tmp_path, compiler, processor):
     check(build(tmp_path, compiler, "-O3", f"-march={processor}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 def test_the_kernel_touches_no_memory_but_its_own(tmp_path, compiler):
     check(build(tmp_path, compiler, "-O0", "-march=native", *SANITIZERS))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="qemu-aarch64 (package qemu-user) is not installed")
 def test_the_kernels_own_check_on_arm(tmp_path):
     check("qemu-aarch64", build(tmp_path, "aarch64-linux-gnu-gcc", "-O3", "-static"))

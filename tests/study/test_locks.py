@@ -164,6 +164,7 @@ def test_claims_that_nobody_can_still_believe_in_are_cleared_away(path):
         assert sorted(os.listdir(claims)) == ["1", "2", "3"]
 
 
+@pytest.mark.slow
 @two_machines
 @pytest.mark.parametrize("off", [86400.0, -86400.0])
 def test_a_lock_holds_between_machines_whatever_their_clocks_say(path, held, off, monkeypatch):
@@ -180,6 +181,7 @@ def test_a_lock_holds_between_machines_whatever_their_clocks_say(path, held, off
     assert len(told) == 1 and told[0].startswith(f"{holder.pid} on n2, last heard of ")
 
 
+@pytest.mark.slow
 @two_machines
 def test_a_machine_that_is_gone_lets_go_after_the_stated_time(path, held, monkeypatch):
     monkeypatch.setenv("PRUNING_LOCK_SECONDS", "4")
@@ -193,6 +195,7 @@ def test_a_machine_that_is_gone_lets_go_after_the_stated_time(path, held, monkey
         assert time.monotonic() - began > 2 and claim.before.host == "n2" and not claim.before.released
 
 
+@pytest.mark.slow
 @two_machines
 def test_who_was_silent_and_comes_back_learns_that_the_lock_is_lost(path, held, monkeypatch):
     monkeypatch.setenv("PRUNING_LOCK_SECONDS", "1")
@@ -221,6 +224,7 @@ for _ in range(10):
 """
 
 
+@pytest.mark.slow
 @two_machines
 @pytest.mark.slow
 def test_many_processes_on_two_machines_hold_it_one_at_a_time(path):
@@ -243,6 +247,7 @@ with locked(Path(sys.argv[1])) as claim:
 """
 
 
+@pytest.mark.slow
 @two_machines
 @pytest.mark.usefixtures("one_thread")
 def test_a_run_done_on_another_machine_is_not_done_again_while_its_record_cannot_be_seen_here(tiny, monkeypatch):
