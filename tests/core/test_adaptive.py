@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from small import examples, tiny
 from torch import nn
 
 from pruning import density, masked, masked_layers
@@ -22,33 +23,7 @@ from pruning.study.training import accuracy, batches, prepare, train
 
 NETWORK = "28x28-6c5-16c5-120-84-10"
 SETTINGS = Settings(batch=32, warmup=20, averaging=0.9, interval=20, patience=4, budget=240, ramp=80)
-pytestmark = pytest.mark.arithmetic
-
-
-@pytest.fixture(autouse=True, scope="module")
-def as_in_a_run():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    yield
-    torch.set_flush_denormal(False)
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return datasets.load("digits")
-
-
-def tiny(seed=0):
-    """Synapses: conv 3 x 2 x 3 x 3 = 54, fc 5 x 12 = 60; images [N, 2, 4, 4]."""
-    torch.manual_seed(seed)
-    return masked(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5)))
-
-
-def examples(seed):
-    source = torch.Generator().manual_seed(seed)
-    return torch.randn(8, 2, 4, 4, generator=source), torch.randint(5, (8,), generator=source)
+pytestmark = [pytest.mark.arithmetic, pytest.mark.usefixtures("as_in_a_run")]
 
 
 def prepared(method=METHODS["unpruned"], requirement=0.4, recipe=SETTINGS, **given):

@@ -187,13 +187,18 @@ def _recorded(record: Mapping) -> tuple[tuple[int, int, int], tuple[Layer, ...]]
     return (channels, height, width), tuple(parts)
 
 
-def _deep_network(axes, shape: tuple[int, int, int], parts: Sequence[Layer], most: int) -> None:
-    """Draw a network of many layers in a row: a bar a layer, its share of all synapses and of all work."""
+def _input(axes, shape: tuple[int, int, int], most: int) -> None:
+    """Draw the input's maps, and leave room for ``most`` layers beside them."""
     axes.set(xlim=(-2.0, most + 1.55), ylim=(-2.25, 2.0))
     axes.axis("off")
     channels, height, width = shape
     _maps(axes, 0, channels, height, width, "#b5b5b5")
     axes.text(0, -0.62, "input", fontsize=9, fontweight="bold", **CENTER)
+
+
+def _deep_network(axes, shape: tuple[int, int, int], parts: Sequence[Layer], most: int) -> None:
+    """Draw a network of many layers in a row: a bar a layer, its share of all synapses and of all work."""
+    _input(axes, shape, most)
     places = np.linspace(0.75, most + 0.4, len(parts))
     colors = ["#0072b2" if layer.kind == "conv" else "#e69f00" for layer in parts]
     axes.text(most + 1, 1.85, "total", fontsize=9, fontweight="bold", **CENTER)
@@ -215,11 +220,7 @@ def _deep_network(axes, shape: tuple[int, int, int], parts: Sequence[Layer], mos
 
 def _network(axes, shape: tuple[int, int, int], parts: Sequence[Layer], most: int) -> None:
     """Draw one network in a row: its maps and neurons to scale (logarithmic), its numbers below."""
-    axes.set(xlim=(-2.0, most + 1.55), ylim=(-2.25, 2.0))
-    axes.axis("off")
-    channels, height, width = shape
-    _maps(axes, 0, channels, height, width, "#b5b5b5")
-    axes.text(0, -0.62, "input", fontsize=9, fontweight="bold", **CENTER)
+    _input(axes, shape, most)
     for number, layer in enumerate(parts, start=1):
         if layer.kind == "conv":
             side = round(layer.output_positions**0.5)
