@@ -18,13 +18,23 @@
     True
 
 Phases: ``train`` until the requirement is met, ``recover`` after every pruning, ``dense`` where a method lets all
-synapses come back, ``done`` once a stop condition holds. An event of phase ``look`` is a step of pruning that left the
-requirement met. What is delivered is the sparsest model that met the requirement.
+synapses come back, ``done`` once a stop condition holds. An event of phase ``look`` is a look at the accuracy within an
+evaluation, ``confirm`` the evaluation of a model that a look found good enough. What is delivered is the sparsest model
+that met the requirement.
 
 Some methods act at every iteration: where ``control.watching``, their loop calls ``control.observe(iteration)`` before
 the optimizer's step. One that measures what each step of pruning costs, as ``adaptive`` does, is given the means:
 ``control.update(iteration, accuracy(), accuracy, next_images)``; ``control.check(inputs)`` tries before the training
-whether the model can be measured.
+whether the model can be measured. Where ``accuracy`` is ``looks.Examples``, looks take only as many examples as they
+need.
+
+With ``confidence`` the requirement holds, with that probability, for all examples that may come: the loop's accuracies
+are those of examples that steer, and at the end others certify, so many of them as ``certifying`` says::
+
+    control = PruneControl(model, 0.97, confidence=0.95, certifying=2500)
+    ...
+    print(control.certify(lambda network: network(images).argmax(1) == labels))
+    network = control.delivered()
 
 A score that is no accuracy does as well, higher for a better model, such as minus a loss:
 ``PruneControl(model, -0.35, METHODS["adaptive"], score="any", slack=0.02)``.
@@ -32,45 +42,27 @@ A score that is no accuracy does as well, higher for a better model, such as min
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from pruning.certificate import Certificate, aim
+from pruning.control_state import identity, load, state_of
+from pruning.delivery import Delivery
+from pruning.events import Event
 from pruning.goal import Goal
 from pruning.hooks import share_dense_gradients
-from pruning.masks import verify
+from pruning.looks import Examples, Verdict
+from pruning.masks import masked_layers, verify
 from pruning.methods import METHODS, Method
 from pruning.pruner import Pruner
-from pruning.strategies import GOING_ON, Decision, Evaluation, Feedback
+from pruning.strategies import NOT_RECOVERED, Decision, Evaluation, Feedback
 
-
-@dataclass(frozen=True)
-class Event:
-    """What the control saw and did at one evaluation.
-
-    ``density`` is the one that was evaluated. After a pruning, ``thresholds`` holds one
-    threshold per layer (in units of the criterion's scores; None where nothing was pruned) and
-    ``densities`` each layer's density after it. ``action`` says what was decided: ``wait``,
-    ``prune``, ``regrow`` (all synapses are back) or the reason to stop.
-    """
-
-    iteration: int
-    phase: str
-    accuracy: float
-    density: float
-    action: str
-    densities: dict[str, float]
-    thresholds: dict[str, float] | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether the control has stopped."""
-        return self.action not in GOING_ON
+FALSE_STARTS = 3  # so often pruning begins anew where it has removed nothing
 
 
 class PruneControl:
@@ -82,7 +74,9 @@ class PruneControl:
     ``paces`` and ``seed`` are the pruner's. ``patience`` counts evaluations without the requirement met until the
     control gives up, ``budget`` iterations in all, ``ramp`` the iterations over which a schedule of iterations runs.
     ``measuring`` holds options of ``compensation.Jacobian``: ``output``, ``logits`` (by default outputs [N, C] of more
-    than two columns are logits where the score is an accuracy) and ``memory`` in bytes.
+    than two columns are logits where the score is an accuracy) and ``memory`` in bytes. ``confidence``, in (0, 1), and
+    ``certifying``, a number of examples, go together: pruning then aims at ``aim``, the accuracy that a model needs to
+    be certified with a probability of 80 %.
     """
 
     def __init__(
@@ -101,9 +95,12 @@ class PruneControl:
         score: str = "accuracy",
         slack: float | None = None,
         measuring: Mapping[str, Any] | None = None,
+        confidence: float | None = None,
+        certifying: int | None = None,
     ):
         self.goal, self.requirement, self.method = Goal(requirement, score, slack), requirement, method
         self.patience, self.budget, self.ramp = patience, budget, ramp
+        self.confidence, self.certifying = confidence, certifying
         self.measuring = {"logits": None if score == "accuracy" else False} | dict(measuring or {})
         self.strategy, self.hook = _fresh(method.strategy), _fresh(method.hook)
         _require_sense(self)
@@ -119,9 +116,13 @@ class PruneControl:
             paces=paces,
             seed=seed,
         )
+        self.aim = requirement if confidence is None else aim(requirement, confidence, certifying or 0)
+        self.delivery = Delivery(self.pruner, keeps_path=confidence is not None)
         self.phase, self.missed, self.observed, self.tried = "train", 0, False, False
+        # The iteration that first met the requirement, that after which pruning began, and the beginnings taken back.
         self.start: int | None = None
-        self.best: dict | None = None
+        self.began: int | None = None
+        self.false_starts = 0
         self.events: list[Event] = []
         if self.strategy.checkpoint == 0:
             self.pruner.remember("early")
@@ -130,6 +131,11 @@ class PruneControl:
     def finished(self) -> bool:
         """Whether the control has stopped."""
         return self.phase == "done"
+
+    @property
+    def best(self) -> dict | None:
+        """What is delivered: iteration, accuracy, density and state of a model; None where none met the requirement."""
+        return self.delivery.best
 
     @property
     def reached(self) -> bool:
@@ -162,7 +168,7 @@ class PruneControl:
 
     @property
     def _hook_acts(self) -> bool:
-        return self.hook.acts and (self.hook.early or self.start is not None)
+        return self.hook.acts and (self.hook.early or self.began is not None)
 
     @property
     def _lacks_checkpoint(self) -> bool:
@@ -208,40 +214,65 @@ class PruneControl:
         """
         accuracy = _checked(self, iteration, accuracy, evaluate, next_images)
         verify(self.pruner.model, self.pruner.layers)
-        density, looks = self.pruner.density, list[Event]()
-        if accuracy >= self.requirement:
-            _keep(self, iteration, accuracy)
+        examples = evaluate if isinstance(evaluate, Examples) else None
+        if examples is not None and not examples.knows(accuracy):
+            examples.forget()
+        density, looks, met = self.pruner.density, list[Event](), accuracy >= self.aim
+        if met:
+            self.delivery.offer(iteration, accuracy, len(self.events) + 1)
             self.start = iteration if self.start is None else self.start
-        if self.start is None:
+            self.began = iteration if self.began is None else self.began
+        if self.began is None:
             over = self.budget is not None and iteration >= self.budget
             decision = Decision("budget spent" if over else "wait", phase="train")
         else:
             feedback = _feedback(self, looks, evaluate or _missing, next_images or _missing)
-            evaluation = _evaluation(self, iteration, accuracy, self.start)
+            evaluation = _evaluation(self, iteration, accuracy, self.began)
             decision = self.strategy.step(self.pruner, evaluation, feedback)
-            self.missed = 0 if accuracy >= self.requirement else self.missed + 1
+            self.missed = 0 if met else self.missed + 1
+        if decision.action == NOT_RECOVERED and _took_back(self):
+            decision = Decision("regrow", phase="train")
         if decision.thresholds:
             self.hook.pruned(iteration, decision.thresholds, self.ramp)
+        if decision.stops:
+            self.delivery.confirm(
+                evaluate or _missing, self.aim, lambda one: looks.append(_confirmed(self, one, examples))
+            )
         event = _event(self, iteration, self.phase, accuracy, density, decision.action, decision.thresholds)
+        event = replace(event, examples=examples.count if examples else None)
         self.phase = "done" if decision.stops else decision.phase
-        looks[-1:] = [replace(last, action=decision.action) for last in looks[-1:]]
+        if decision.stops:
+            looks[-1:] = [replace(last, action=decision.action) for last in looks[-1:]]
         self.events += [event, *looks]
         _ask_for_gradients(self)
         return event
 
+    def certify(self, right: Callable[[nn.Module], Any]) -> Certificate:
+        """Test the models that met ``aim``, and deliver the sparsest that has the requirement with ``confidence``.
+
+        ``right`` takes a model and says of each of the ``certifying`` examples whether it is right, bool [certifying].
+        They must have had no part in training or in the accuracies given to ``update``.
+        """
+        if self.confidence is None or self.certifying is None:
+            raise ValueError("certify needs a control made with confidence=... and certifying=...")
+        return self.delivery.certify(right, self.requirement, self.confidence, self.certifying)
+
     def delivered(self) -> nn.Module:
         """Copy the sparsest model that met the requirement; where none did, the model as it is, with a warning."""
+        if self.confidence is not None and self.delivery.certificate is None:
+            raise RuntimeError("with confidence=..., call certify(right) first: it says which model can be delivered")
         if self.best is None:
             warnings.warn(f"no model met {self.requirement:g}: the model is delivered as it is", stacklevel=2)
         return self.pruner.deliver(self.best["model"] if self.best else None)
 
     def state_dict(self) -> dict:
         """All that the control needs to go on, as tensors and plain values."""
-        return _identity(self) | _state(self)
+        return identity(self) | state_of(self)
 
     def load_state_dict(self, state: Mapping) -> None:
         """Go on from ``state_dict()``; model, average and optimizer are restored by their owner."""
-        _load(self, state)
+        load(self, state)
+        _ask_for_gradients(self)
 
 
 def _require_sense(control: PruneControl) -> None:
@@ -250,6 +281,12 @@ def _require_sense(control: PruneControl) -> None:
         raise ValueError("this method lets the score fall below the requirement at first: say how far by slack=...")
     if unknown := set(control.measuring) - {"output", "logits", "memory"}:
         raise ValueError(f"measuring takes output, logits and memory, got {sorted(unknown)}")
+    if control.confidence is not None and not 0 < control.confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {control.confidence}")
+    if (control.confidence is None) != (control.certifying is None):
+        raise ValueError("confidence and certifying, the number of examples that certify, go together: give both")
+    if control.confidence is not None and control.goal.score != "accuracy":
+        raise ValueError("confidence needs an accuracy: of another score no examples can be counted")
     for name in ("patience", "ramp", "budget"):
         value = getattr(control, name)
         if value is not None and value < 1:
@@ -260,27 +297,57 @@ def _event(control: PruneControl, iteration, phase, accuracy, density, action, t
     return Event(iteration, phase, accuracy, density, action, control.densities(), thresholds)
 
 
-def _keep(control: PruneControl, iteration: int, accuracy: float) -> None:
-    """Keep the evaluated model, where it is the sparsest yet."""
-    density = control.density
-    if control.best is None or density < control.best["density"]:
-        state = {name: tensor.detach().clone() for name, tensor in control.pruner.evaluated.state_dict().items()}
-        control.best = {"iteration": iteration, "accuracy": accuracy, "density": density, "model": state}
+def _confirmed(control: PruneControl, candidate: Mapping, examples: Examples | None) -> Event:
+    """Log the evaluation of a model on all examples, after the control has stopped."""
+    layers = masked_layers(control.pruner.evaluated)
+    masks = {name: candidate["model"][f"{name}.mask" if name else "mask"] for name in layers}
+    densities = {name: int(mask.sum()) / mask.numel() for name, mask in masks.items()}
+    place = candidate["iteration"], "confirm", candidate["accuracy"], candidate["density"], "wait", densities
+    return Event(*place, examples=examples.count if examples else None)
 
 
 def _feedback(control: PruneControl, looks: list[Event], evaluate: Callable, next_images: Callable) -> Feedback:
-    def report(iteration: int, accuracy: float, thresholds: Mapping[str, float]) -> None:
-        _keep(control, iteration, accuracy)
-        looks.append(_event(control, iteration, "look", accuracy, control.density, "prune", thresholds))
+    def look(least: float, generator: torch.Generator, error: float) -> Verdict:
+        if isinstance(evaluate, Examples):
+            return evaluate.look(least, generator, error)
+        score = control.goal.checked(evaluate())
+        return Verdict(score >= least, score, None)
 
-    return Feedback(lambda: control.goal.checked(evaluate()), next_images, report, control.measuring)
+    def report(iteration: int, verdict: Verdict, thresholds: Mapping[str, float]) -> None:
+        action = "prune" if verdict.met else "undo"
+        event = _event(control, iteration, "look", verdict.accuracy, control.density, action, thresholds)
+        looks.append(replace(event, examples=verdict.examples))
+        if verdict.met and verdict.accuracy >= control.aim:
+            whole = verdict.examples is None
+            control.delivery.offer(iteration, verdict.accuracy, len(control.events) + 1 + len(looks), whole)
+
+    return Feedback(look, next_images, report, control.measuring)
+
+
+def _took_back(control: PruneControl) -> bool:
+    """Take back the beginning of pruning where it has removed nothing yet: the requirement was met by luck.
+
+    All synapses come back, and pruning begins anew when the requirement is met again.
+    """
+    over = control.budget is not None and control.events and control.events[-1].iteration >= control.budget
+    nothing = control.best is None or control.best["density"] == 1
+    if over or not nothing or control.false_starts >= FALSE_STARTS:
+        return False
+    control.false_starts += 1
+    control.began, control.missed = None, 0
+    control.strategy = _fresh(control.method.strategy)
+    if not control.hook.early:  # what was seen early cannot be seen again
+        control.hook = control.pruner.hook = _fresh(control.method.hook)
+    for name, layer in control.pruner.layers.items():
+        control.pruner.set_mask(name, torch.ones_like(layer.mask))
+    return True
 
 
 def _checked(control: PruneControl, iteration: int, accuracy: float, evaluate, next_images) -> float:
     if control.finished:
         raise RuntimeError("the control has stopped: take delivered()")
     accuracy = control.goal.checked(accuracy)
-    late = control.start is not None and iteration > control.start
+    late = control.began is not None and iteration > control.began
     if control.hook.acts and (control.hook.early or late) and not control.observed:
         raise RuntimeError(
             "this method acts at every iteration, and was never told of one: call observe(iteration) between "
@@ -294,18 +361,18 @@ def _checked(control: PruneControl, iteration: int, accuracy: float, evaluate, n
             f"iteration must be at least 1, got {iteration}: this method's effort is a multiple of the iterations "
             "up to the requirement, so count those of the training that a model comes with"
         )
-    first = not control.events and accuracy < control.requirement
+    first = not control.events and accuracy < control.aim
     if first and not control.tried and "next_images" in control.strategy.needs:
         control.check(next_images())
     return accuracy
 
 
 def _evaluation(control: PruneControl, iteration: int, accuracy: float, start: int) -> Evaluation:
-    last = next((event.iteration for event in reversed(control.events) if event.phase != "look"), 0)
+    last = next((event.iteration for event in reversed(control.events) if event.phase not in ("look", "confirm")), 0)
     return Evaluation(
         iteration,
         accuracy,
-        control.requirement,
+        control.aim,
         start,
         next=2 * iteration - last,  # as far away as the last
         missed=control.missed,
@@ -319,40 +386,9 @@ def _evaluation(control: PruneControl, iteration: int, accuracy: float, start: i
 
 def _ask_for_gradients(control: PruneControl) -> None:
     """Ask for the gradients of pruned synapses, where the hook needs them."""
-    if control.hook.dense and control.start is not None:
+    if control.hook.dense and control.began is not None:
         for layer in control.pruner.layers.values():
             layer.dense_gradient = True
-
-
-def _identity(control: PruneControl) -> dict:
-    """Return what a state must agree in with the control that loads it."""
-    layers = {name: list(layer.mask.shape) for name, layer in control.pruner.layers.items()}
-    return {
-        "requirement": control.requirement,
-        "score": control.goal.score,
-        "slack": control.goal.slack,
-        "method": control.method.fields(),
-        "layers": layers,
-        "ramp": control.ramp,
-        "seed": control.pruner.seed,
-    }
-
-
-_STATE = ("phase", "missed", "start", "best", "observed")
-
-
-def _state(control: PruneControl) -> dict:
-    return {name: copy.deepcopy(getattr(control, name)) for name in _STATE} | {
-        "pruner": control.pruner.state_dict(),
-        "strategy": _kept(control.strategy),
-        "hook": _kept(control.hook),
-        "events": [asdict(event) for event in control.events],
-    }
-
-
-def _kept(part) -> dict:
-    """Copy the state of a strategy or hook: its fields that are no settings."""
-    return {item.name: copy.deepcopy(getattr(part, item.name)) for item in fields(part) if not item.init}
 
 
 def _fresh(part):
@@ -362,17 +398,3 @@ def _fresh(part):
 
 def _missing():
     raise RuntimeError("this method asked for what update(iteration, accuracy, evaluate, next_images) was not given")
-
-
-def _load(control: PruneControl, state: Mapping) -> None:
-    for name, own in _identity(control).items():
-        if state[name] != own:
-            raise ValueError(f"this state belongs to another {name}: {state[name]}, where this control has {own}")
-    for name in _STATE:
-        setattr(control, name, copy.deepcopy(state[name]))
-    control.events = [Event(**event) for event in state["events"]]
-    control.pruner.load_state_dict(state["pruner"])
-    for part, kept in ((control.strategy, state["strategy"]), (control.hook, state["hook"])):
-        for name, value in copy.deepcopy(kept).items():
-            setattr(part, name, value)
-    _ask_for_gradients(control)

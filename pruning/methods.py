@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 
+from pruning.adaptive import AccuracyDriven
 from pruning.allocation import above_threshold, erk, global_threshold, lamp, spliced, std_threshold, uniform
 from pruning.criteria import ema_snip, magnitude, movement, random, snip
 from pruning.hooks import BiasedDecay, GradientScores, Hook, NetworkSurgery, RigL
 from pruning.schedules import AccuracyTolerance, GeometricSchedule, LinearThreshold, PolynomialSchedule
-from pruning.strategies import AccuracyDriven, NoPruning, Ramp, Rewind, Rounds, Strategy
+from pruning.strategies import NoPruning, Ramp, Rewind, Rounds, Strategy
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,21 @@ prototype: each control works on a copy. A new kind of method is a new class; no
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 
-from pruning.compensation import Jacobian
-from pruning.gradients import Batch
+from pruning.looks import Verdict
 from pruning.pruner import Pruner
-from pruning.schedules import AccuracyTolerance, GeometricSchedule, LinearThreshold, PolynomialSchedule
+from pruning.schedules import GeometricSchedule, LinearThreshold, PolynomialSchedule
 
 # So many rounds that prune nothing mean that no later one will: layers kept whole by their pace,
 # or of equal weights, whose deviation is zero.
 IDLE_ROUNDS = 10_000
-GOING_ON = ("wait", "prune", "regrow")
+NOT_RECOVERED = "not recovered"
+GOING_ON = ("wait", "prune", "undo", "regrow")
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Evaluation:
     def stop(self, patience: int) -> str | None:
         """Give the reason to stop that every strategy of rounds and ramps knows, if there is one."""
         if not self.met and self.missed + 1 >= patience:
-            return "not recovered"
+            return NOT_RECOVERED
         return "budget spent" if self.over_budget else None
 
 
@@ -75,15 +73,15 @@ class Evaluation:
 class Feedback:
     """What a training loop offers a strategy that wants more than one number.
 
-    ``evaluate`` measures the accuracy of the evaluated model as it is at that moment; ``next_images`` hands out the
-    inputs of one mini-batch, which the loop counts as an iteration; ``report`` takes iteration, accuracy and
-    thresholds of a pruned model that meets the requirement, so that it can be delivered. ``measuring`` holds the
-    options of ``Jacobian`` for this model.
+    ``look`` says whether the evaluated model, as it is at that moment, has at least some accuracy, wrongly with at most
+    a given probability; ``next_images`` hands out the inputs of one mini-batch, which the loop counts as an iteration;
+    ``report`` takes iteration, verdict and thresholds of a pruned model that was looked at, so that it is logged, and
+    delivered if need be. ``measuring`` holds the options of ``Jacobian`` for this model.
     """
 
-    evaluate: Callable[[], float]
+    look: Callable[[float, torch.Generator, float], Verdict]
     next_images: Callable[[], Any]
-    report: Callable[[int, float, Mapping[str, float]], None]
+    report: Callable[[int, Verdict, Mapping[str, float]], None]
     measuring: Mapping[str, Any]
 
 
@@ -288,87 +286,3 @@ class Ramp(Strategy):
         pruner.round += 1
         self.progress = min(since / evaluation.ramp, 1.0)
         return Decision("prune", pruner.prune(dict.fromkeys(pruner.layers, self.schedule.amount(self.progress))))
-
-
-@dataclass
-class AccuracyDriven(Strategy):
-    """Prune at every evaluation step by step, as far as a tolerance lets the accuracy fall; undo what falls below it.
-
-    After each step the accuracy is measured. ``measured`` counts the mini-batches that are spent, once for several
-    steps, to find what the weights that stay must change by (``compensation``); 0 compensates nothing.
-    """
-
-    tolerance: AccuracyTolerance
-    measured: int = 0
-    scores_average: ClassVar[bool] = True
-    tolerates: ClassVar[bool] = True
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("evaluate", "next_images") if self.measured else ("evaluate",)
-
-    def step(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> Decision:
-        if evaluation.over_budget:
-            return Decision("budget spent")
-        if evaluation.first:
-            pruner.remember("dense")
-        thresholds = self._descend(pruner, evaluation, feedback)
-        if pruner.exhausted:
-            return Decision("nothing left to prune", thresholds)
-        if evaluation.iteration >= self.tolerance.effort * evaluation.start:
-            return Decision("effort spent", thresholds)
-        return Decision("prune" if thresholds else "wait", thresholds)
-
-    def check(self, pruner: Pruner, batch: Any, measuring: Mapping[str, Any]) -> int:
-        if not self.measured:
-            return 0
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "compensation measures .* works in blocks")
-            jacobian = _jacobian(pruner, [Batch(batch, limit=2)], measuring)
-            masks = {name: layer.mask for name, layer in pruner.layers.items()}
-            jacobian.compensate(masks, [copy.deepcopy(pruner.model)])
-        return jacobian.peak(self.measured * Batch(batch).count)
-
-    def _descend(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> dict[str, float] | None:
-        """Prune in steps to the fraction ``keep`` each; returns the last thresholds.
-
-        Retry a rejected step with a fresh Jacobian if the old one was reused, then at half the step.
-        """
-        tolerance, accuracy, iteration = self.tolerance, evaluation.accuracy, evaluation.iteration
-        place = evaluation.start, iteration, evaluation.budget
-        missed = 0 if evaluation.met else evaluation.missed + 1
-        least = tolerance.lowest_accuracy(evaluation.requirement, *place, missed, evaluation.slack)
-        lowest = tolerance.lowest_density(evaluation.start, evaluation.next, evaluation.budget) * pruner.synapses
-        accepted, keep, jacobian, fresh = None, tolerance.keep, None, False
-        while accuracy >= least and not pruner.exhausted:
-            if tolerance.keep**0.5 * pruner.significant < lowest:
-                break
-            before = pruner.snapshot()
-            pruner.round += 1
-            if jacobian is None and self.measured:
-                batches = [feedback.next_images() for _ in range(self.measured)]
-                iteration += len(batches)
-                jacobian, fresh = _jacobian(pruner, batches, feedback.measuring), True
-            target = max(min(max(keep * pruner.significant, lowest), pruner.significant - 1), len(pruner.layers))
-            thresholds = pruner.prune(dict.fromkeys(pruner.layers, target / pruner.synapses), jacobian)
-            after = feedback.evaluate()
-            if after < least:
-                pruner.restore(before)
-                if jacobian is not None and not fresh:
-                    jacobian = None  # the network has moved away from where it was measured
-                elif keep == tolerance.keep:
-                    keep = tolerance.keep**0.5
-                else:
-                    break
-                continue
-            accepted, accuracy, keep, fresh = thresholds, after, tolerance.keep, False
-            if jacobian is not None:
-                jacobian = jacobian.within({name: layer.mask for name, layer in pruner.layers.items()})
-            if accuracy >= evaluation.requirement:
-                feedback.report(iteration, accuracy, thresholds)
-        return accepted
-
-
-def _jacobian(pruner: Pruner, batches: list, measuring: Mapping[str, Any]) -> Jacobian:
-    frozen = {name for name, value in pruner.model.named_parameters() if not value.requires_grad}
-    return Jacobian(pruner.evaluated, batches, pruner.generator, frozen, **measuring)

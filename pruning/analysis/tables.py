@@ -14,11 +14,14 @@ from pathlib import Path
 import pandas as pd
 
 from pruning.files import write_whole
+from pruning.study.cost import derived
+from pruning.study.datasets import KINDS, validation_images
 from pruning.study.records import folder
 
 COLUMNS = (
     "benchmark", "network", "dataset", "requirement", "method", "seed", "synapses", "significant", "density",
-    "validation_accuracy", "test_accuracy", "iterations", "iterations_unpruned", "effort", "reached",
+    "validation_accuracy", "test_accuracy", "iterations", "iterations_unpruned", "effort", "cost", "macs_cost",
+    "images_evaluated", "images_trained", "reached",
     "iterations_spent", "stopped", "macs_dense", "macs", "training_macs",
 )  # fmt: skip
 KEYS = ["benchmark", "requirement", "method", "seed"]
@@ -29,12 +32,30 @@ def frame(records: Iterable[dict]) -> pd.DataFrame:
 
     A run that did not reach its requirement has density 1, also where its method had pruned before.
     """
-    rows = [record["run"] | record["result"] for record in records]
+    rows = [record["run"] | record["result"] | _counted(record) for record in records]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["iterations_unpruned"] = table["iterations_unpruned"].astype("Int64")
-    table["effort"] = table["effort"].astype("float64")
+    for name in ("effort", "cost", "macs_cost"):
+        table[name] = table[name].astype("float64")
+    for name in ("images_evaluated", "images_trained"):
+        table[name] = table[name].astype("Int64")
     table["density"] = table["density"].where(table["reached"].astype(bool), 1.0)
     return table.sort_values(KEYS, ignore_index=True)
+
+
+def _counted(record: dict) -> dict:
+    """Count images for a record that has no counts: where nothing but the evaluations looked, they follow."""
+    run, result = record["run"], record["result"]
+    looks = "measured" in str(run.get("fields"))
+    if "cost" in result or looks or run["dataset"] not in KINDS:
+        return {}
+    settings, images = run["settings"], validation_images(run["dataset"])
+    counted = [
+        derived(iterations, settings["interval"], images, settings["batch"])
+        for iterations in (result["iterations"], result["iterations_unpruned"] or 0)
+    ]
+    ratio = counted[0].images / counted[1].images if result["reached"] and counted[1].images else None
+    return {"images_evaluated": counted[0].evaluated, "images_trained": counted[0].trained, "cost": ratio}
 
 
 def write_table(study: str, records: Iterable[dict]) -> Path:
@@ -75,10 +96,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Return mean and standard deviation over seeds, one row per benchmark, requirement and method.
 
     Columns: ``runs``, ``reached`` (how many met the requirement), ``density``, ``density_sd``,
-    ``effort``, ``effort_sd`` (of those that reached it), ``test_accuracy``, ``test_accuracy_sd``.
+    ``effort``, ``effort_sd``, ``cost``, ``cost_sd`` (of those that reached it), ``test_accuracy``,
+    ``test_accuracy_sd``.
     """
     columns = {"runs": ("seed", "size"), "reached": ("reached", "sum")}
-    for name in ("density", "effort", "test_accuracy"):
+    for name in ("density", "effort", "cost", "test_accuracy"):
         columns |= {name: (name, "mean"), f"{name}_sd": (name, "std")}
     return table.groupby(KEYS[:3]).agg(**columns).reset_index()
 

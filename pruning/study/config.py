@@ -36,6 +36,7 @@ STEPS = 20  # prunings of a stage, where a method prunes little by little
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Requirement = Annotated[float, Field(gt=0, lt=1)]
+Confidence = Annotated[float, Field(gt=0, lt=1)]
 Ratio = Annotated[float, Field(gt=1)]
 Density = Annotated[float, Field(gt=0, lt=1)]
 
@@ -65,16 +66,23 @@ class Recipe(Strict):
 class Settings(Recipe):
     """The recipe and the control's limits.
 
-    ``patience`` counts evaluations, ``budget`` all iterations, ``ramp`` the iterations that gradual pruning takes.
+    ``patience`` counts evaluations, ``budget`` all iterations, ``ramp`` the iterations that gradual pruning takes. With
+    ``confidence`` half of the validation images steer, and the others certify what is delivered.
     """
 
     patience: Count = 10
     budget: Count = 8000
     ramp: Count = 4000
+    confidence: Confidence | None = None
 
     @property
-    def limits(self) -> dict[str, int]:
-        return self.model_dump(exclude=set(Recipe.model_fields))
+    def limits(self) -> dict:
+        return self.model_dump(exclude={*Recipe.model_fields, "confidence"})
+
+    @property
+    def values(self) -> dict:
+        """All that was set, without what is off."""
+        return self.model_dump(exclude_none=True)
 
     @property
     def recipe(self) -> dict:
@@ -134,6 +142,8 @@ class Run(Strict):
             member(BENCHMARKS, "benchmark", self.benchmark)
         if (self.requirement is None) == (self.plan is None):
             raise ValueError("a run has either a requirement or a plan")
+        if self.method == HASHED and self.settings.confidence:
+            raise ValueError("HashedNets have no path of networks that could be certified: leave out 'hashed'")
         return self
 
     @property
@@ -178,7 +188,7 @@ class Run(Strict):
             return own | {
                 "protocol": PROTOCOL,
                 "requirement": self.requirement,
-                "settings": self.settings.model_dump(),
+                "settings": self.settings.values,
                 "fields": HASHED_FIELDS if self.method == HASHED else method_fields(self.method),
             }
         unused = {"ratios", "stage", "rounds"} if self.method == SCAN else {"densities"}
@@ -198,7 +208,8 @@ class Run(Strict):
     @property
     def dense_key(self) -> str:
         """SHA-256 of what the training before any pruning follows from, but the data."""
-        return digest({"protocol": PROTOCOL, **self._network, "seed": self.seed} | self.settings.recipe)
+        split = {"confidence": True} if self.settings.confidence else {}  # other images steer
+        return digest({"protocol": PROTOCOL, **self._network, "seed": self.seed} | self.settings.recipe | split)
 
     @property
     def description(self) -> dict:

@@ -170,7 +170,7 @@ def ladder(
         ]
         spent, seconds = spent + outcome.iterations, seconds + outcome.seconds
         if outcome.best:
-            model, best = outcome.model, {**outcome.best, "iteration": spent, "density": density}
+            model, best = outcome.model, {**outcome.best, "iteration": spent, "density": density, "events": len(events)}
         else:
             action = "budget spent" if spent >= budget else "not recovered"
     if action:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 from torch import nn
 
-from pruning.control import Event
+from pruning.events import Event
 from pruning.masks import PRUNABLE, masked_layers
 from pruning.methods import METHODS
+from pruning.study import cost
 from pruning.study.config import HASHED_FIELDS, Run, StudyError
 from pruning.study.datasets import Dataset
 from pruning.study.hashed import HASHABLE, ladder
 from pruning.study.networks import Network, build, described
 from pruning.study.states import Context
-from pruning.study.training import Outcome, accuracy, network, prepare, train
+from pruning.study.training import Outcome, accuracy, halves, network, prepare, train
 
 TRAJECTORY_POINTS = 80
 HISTOGRAM_BINS = 41
@@ -28,13 +30,16 @@ MASK_LIMIT = 4096
 def prune(run: Run, context: Context) -> tuple[dict, nn.Module]:
     """Train and prune to the requirement; the record's parts and the delivered model."""
     assert run.requirement
-    settings, dataset = run.settings, context.dataset
+    settings, dataset, limits, certifying = run.settings, context.dataset, run.settings.limits, None
+    if settings.confidence:
+        steering, certifying = halves(dataset.validation, run.seed)
+        dataset = replace(dataset, validation=steering)
+        limits |= {"confidence": settings.confidence, "certifying": len(certifying.labels)}
     training = prepare(
-        context.network, settings, run.requirement, METHODS[run.method], run.seed, context.device, **settings.limits
+        context.network, settings, run.requirement, METHODS[run.method], run.seed, context.device, **limits
     )
-    outcome = train(
-        training, dataset, settings, run.seed, context.checkpoint, context.every, context.dense, context.progress
-    )
+    kept = context.checkpoint, context.every, context.dense, context.progress
+    outcome = train(training, dataset, settings, run.seed, *kept, certifying)
     return summary(run, context.network, dataset, outcome), outcome.model
 
 
@@ -83,6 +88,8 @@ def summary(run: Run, made_as: Network, dataset: Dataset, outcome: Outcome) -> d
     best, events = outcome.best, outcome.events
     iterations = best["iteration"] if best else outcome.iterations
     own = {} if isinstance(made_as, str) else {"input": list(made_as.shape)}
+    if outcome.certificate:
+        own["certificate"] = asdict(outcome.certificate)
     return {
         "result": {
             "synapses": synapses,
@@ -96,6 +103,7 @@ def summary(run: Run, made_as: Network, dataset: Dataset, outcome: Outcome) -> d
             "reached": outcome.reached,
             "iterations_spent": outcome.iterations,
             "stopped": events[-1].action,
+            **_cost(run, outcome, {layer.name: layer.macs for layer in table}),
             "macs_dense": macs,
             # Hashed connections share their weights, but each of them multiplies.
             "macs": sum(
@@ -114,6 +122,25 @@ def summary(run: Run, made_as: Network, dataset: Dataset, outcome: Outcome) -> d
             for name, layer in after.items()
         },
         "seconds": round(outcome.seconds, 2),
+    }
+
+
+def _cost(run: Run, outcome: Outcome, macs: dict[str, int]) -> dict:
+    """Compare what the delivered model took with what the unpruned one took to meet the requirement."""
+    events, best, start, batch = outcome.events, outcome.best, outcome.start, run.settings.batch
+    if run.kind == "ladder":  # hashed connections share their weights, but each of them multiplies
+        events = tuple(replace(event, densities=dict.fromkeys(macs, 1.0)) for event in events)
+    if not best or not start:
+        spent = cost.passes(events, outcome.iterations, batch, macs)
+        return {"images_evaluated": spent.evaluated, "images_trained": spent.trained, "cost": None, "macs_cost": None}
+    spent = cost.delivered(events, best["events"], best["iteration"], batch, macs)
+    first = next(place for place, event in enumerate(events, start=1) if event.iteration == start)
+    unpruned = cost.passes(events[:first], start, batch, macs)
+    return {
+        "images_evaluated": spent.evaluated,
+        "images_trained": spent.trained,
+        "cost": spent.images / unpruned.images,
+        "macs_cost": spent.macs / unpruned.macs,
     }
 
 

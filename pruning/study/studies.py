@@ -27,6 +27,7 @@ from pruning.study.config import (
     HASHED,
     SCAN,
     SMALL,
+    Confidence,
     Plan,
     Recipe,
     Requirement,
@@ -51,6 +52,7 @@ class _Spec(Strict):
     methods: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)]
     settings: dict = Field(default_factory=dict)
+    confidence: Confidence | None = None
 
     @field_validator("benchmarks")
     @classmethod
@@ -179,6 +181,8 @@ def load(name: str | Path) -> Study:
         raise StudyError(f"{path}: a study is a mapping with the keys {', '.join(_Spec.model_fields)}")
     spec = checked(_Spec, values, f"{path}: ")
     plan = None if spec.plan is None else checked(Plan, spec.plan, f"{path}: plan.")
+    if plan and spec.confidence:
+        raise StudyError(f"{path}: confidence: unknown key in a study with a plan, whose runs have no requirement")
     model = Recipe if plan else Settings
     common = checked(model, spec.settings, f"{path}: settings.").model_dump(exclude_unset=True)
     settings, requirements, brought = {}, {}, {}
@@ -189,7 +193,8 @@ def load(name: str | Path) -> Study:
             wrong = "unknown key in a study with a plan" if plan else "the key is missing"
             raise StudyError(f"{place}requirements: {wrong}")
         own = checked(model, part.settings, f"{place}settings.").model_dump(exclude_unset=True)
-        settings[benchmark] = Settings(**common | own)
+        asked = {"confidence": spec.confidence} if spec.confidence else {}
+        settings[benchmark] = Settings(**common | own | asked)
         if part.dataset is not None or part.network is not None:
             brought[benchmark] = _own(part, path, place, spec)
         requirements[benchmark] = tuple(part.requirements or ())

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.accel import convolution
-from pruning.control import Event, PruneControl
+from pruning.certificate import Certificate
+from pruning.control import PruneControl
+from pruning.events import Event
+from pruning.looks import Examples
 from pruning.masks import masked, masked_layers
 from pruning.methods import Method
 from pruning.study.config import Recipe, StudyError
@@ -35,7 +39,8 @@ from pruning.study.datasets import Dataset, Split
 from pruning.study.networks import Network, OwnNetwork, build
 from pruning.study.states import DenseStates, StateFile
 
-ORDER, WEIGHTS, NOISE = 1, 2, 5  # purposes of random generators, beside those of other modules
+TINY = torch.finfo(torch.float32).tiny
+ORDER, WEIGHTS, NOISE, HALVES = 1, 2, 5, 6  # purposes of random generators, beside those of other modules
 
 
 def generator(*words: int) -> torch.Generator:
@@ -95,16 +100,43 @@ def _padded(images: Tensor, black: Tensor, shift: int) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, split: Split, batch: int = 500) -> float:
-    """Return the fraction of the split's images that the model classifies rightly; one device synchronisation."""
+def margins(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 500) -> Tensor:
+    """Return by how much the logit of each image's class [N, C, H, W] exceeds all others [N]; above 0 where right."""
     training = model.training
     model.eval()
-    right = sum(
-        (convolution.run(model, images).argmax(1) == labels).sum()
-        for images, labels in zip(split.images.split(batch), split.labels.split(batch))
-    )
+    found = []
+    for some, answers in zip(images.split(batch), labels.split(batch)):
+        logits = convolution.run(model, some)
+        own, place = logits.gather(1, answers[:, None]), torch.arange(len(answers), device=logits.device)
+        won = logits.argmax(1) == answers
+        logits[place, answers] = -math.inf
+        margin = (own - logits.amax(1, keepdim=True))[:, 0]
+        found.append(torch.where(won, margin.clamp_min(TINY), margin.clamp_max(-TINY)))  # ties as argmax has them
     model.train(training)
-    return int(right) / len(split.labels)
+    return torch.cat(found)
+
+
+def accuracy(model: nn.Module, split: Split) -> float:
+    """Return the fraction of the split's images that the model classifies rightly; one device synchronisation."""
+    return int((margins(model, split.images, split.labels) > 0).sum()) / len(split.labels)
+
+
+def halves(split: Split, seed: int) -> tuple[Split, Split]:
+    """Part a split at random into images that steer and images that certify, at most one more of these."""
+    order = torch.randperm(len(split.labels), generator=generator(seed, HALVES)).to(split.labels.device)
+    parts = order[: len(order) // 2].sort().values, order[len(order) // 2 :].sort().values
+    steering, certifying = (Split(split.images[part], split.labels[part]) for part in parts)
+    return steering, certifying
+
+
+def examples(model: nn.Module, split: Split) -> Examples:
+    """Return a split's images as a control looks at them, through ``model``."""
+
+    def some(places: Tensor) -> Tensor:
+        chosen = places.to(split.labels.device)
+        return margins(model, split.images[chosen], split.labels[chosen])
+
+    return Examples(some, len(split.labels))
 
 
 @dataclass
@@ -223,8 +255,9 @@ class Outcome:
     """What a training to a requirement gave.
 
     ``start`` is the iteration at which the requirement was first met, ``best`` the evaluation of the delivered
-    ``model`` (iteration, accuracy, density); both are None where it never was. ``dense`` holds the weights at
-    ``start``, where pruning began, ``iterations`` and ``seconds`` all that was spent.
+    ``model`` (iteration, accuracy, density, and the number of events that led to it); both are None where it never was.
+    ``dense`` holds the weights at ``start``, where pruning began, ``iterations`` and ``seconds`` all that was spent,
+    ``certificate`` what the control's says, where it was asked for one.
     """
 
     events: tuple[Event, ...]
@@ -234,6 +267,7 @@ class Outcome:
     model: nn.Module
     iterations: int
     seconds: float
+    certificate: Certificate | None = None
 
     @property
     def reached(self) -> bool:
@@ -244,7 +278,7 @@ class Outcome:
 def outcome(training: Training) -> Outcome:
     """Say what a training gave."""
     control = training.control
-    best = control.best and {name: control.best[name] for name in ("iteration", "accuracy", "density")}
+    best = control.best and {name: control.best[name] for name in ("iteration", "accuracy", "density", "events")}
     dense = control.pruner.checkpoints.get("dense", {}).get("average")
     return Outcome(
         tuple(control.events),
@@ -254,6 +288,7 @@ def outcome(training: Training) -> Outcome:
         control.delivered() if control.reached else control.pruner.deliver(None),
         training.iteration,
         training.seconds,
+        control.delivery.certificate,
     )
 
 
@@ -266,8 +301,11 @@ def train(
     every: float = 20.0,
     dense: DenseStates | None = None,
     progress: Callable[[Event, Training], None] | None = None,
+    certifying: Split | None = None,
 ) -> Outcome:
     """Train until the control has stopped, resuming ``checkpoint`` if there is one.
+
+    The validation images steer; ``certifying`` are those that certify what is delivered, where the control asks it.
 
     It is written at the first evaluation after ``every`` seconds. ``dense`` holds the trainings that met their
     requirement first, to be resumed, and takes this one's; a method that watches training from its first iteration has
@@ -286,23 +324,20 @@ def train(
     before = training.seconds
     stream = batches(dataset, recipe, seed, training.iteration)
 
-    def evaluate() -> float:
-        return accuracy(average, dataset.validation)
+    evaluate = examples(average, dataset.validation)
 
     def next_images() -> Tensor:
         training.iteration += 1
         return next(stream)[0]
 
-    for iteration, measured in evaluations:
-        if not control.finished:
-            control.update(iteration, measured, evaluate, next_images)
+    _replay(control, evaluations, evaluate, next_images)
     while not control.finished:
         due = training.iteration // recipe.interval + 1  # measuring may have gone past an evaluation
         while training.iteration < due * recipe.interval:
             step(training, recipe, *next(stream))
         measured = evaluate()
         training.seconds = before + time.perf_counter() - began
-        if dense and control.start is None and measured >= control.requirement:
+        if dense and control.start is None and measured >= control.aim:
             save_dense_state(training, measured, dense)
         event = control.update(training.iteration, measured, evaluate, next_images)
         training.seconds = before + time.perf_counter() - began
@@ -311,14 +346,25 @@ def train(
         if checkpoint and time.perf_counter() - saved >= every and not control.finished:
             checkpoint.save(training.state_dict())
             saved = time.perf_counter()
+    if certifying is not None:
+        control.certify(lambda model: margins(model, certifying.images, certifying.labels) > 0)
     return outcome(training)
+
+
+def _replay(control: PruneControl, evaluations: list, evaluate: Examples, next_images: Callable[[], Tensor]) -> None:
+    """Tell the control of evaluations that another run has made."""
+    if evaluations:
+        evaluate()  # looks build on which images were right in the last of them
+    for iteration, measured in evaluations:
+        if not control.finished:
+            control.update(iteration, measured, evaluate, next_images)
 
 
 def save_dense_state(training: Training, measured: float, dense: DenseStates) -> None:
     """Save a training that meets its requirement first, with its evaluations in place of its control."""
     control = training.control
     evaluations = [(event.iteration, event.accuracy) for event in control.events] + [(training.iteration, measured)]
-    dense.at(f"{control.requirement}").save(training.state_dict() | {"control": evaluations})
+    dense.at(f"{control.aim}").save(training.state_dict() | {"control": evaluations})
 
 
 def resume_dense_state(training: Training, dense: DenseStates, device: torch.device) -> list[tuple[int, float]]:
@@ -328,7 +374,7 @@ def resume_dense_state(training: Training, dense: DenseStates, device: torch.dev
     """
     control = training.control
     for requirement in dense.met():
-        state = dense.at(f"{requirement}").load(device) if requirement <= control.requirement else None
+        state = dense.at(f"{requirement}").load(device) if requirement <= control.aim else None
         if state is None or (control.budget is not None and state["iteration"] > control.budget):
             continue
         for name in ("model", "average", "optimizer"):

@@ -192,8 +192,12 @@ def test_a_slow_recovery_halves_the_rates():
 def test_stop_by_patience():
     control = PruneControl(tiny(), 0.8, patience=3)
     events = drive(control, [0.1] * 5 + [0.8, 0.1, 0.1, 0.1])  # patience does not run before the start
-    assert actions(events) == ["wait"] * 5 + ["prune", "wait", "wait", "not recovered"]
-    assert events[-1].finished and control.finished and control.reached
+    assert actions(events) == ["wait"] * 5 + ["prune", "wait", "wait", "regrow"]
+    assert control.density == 1 and not control.finished, "nothing was pruned yet: the beginning is taken back"
+    events = drive(control, [0.1, 0.8, 0.8, 0.1, 0.1, 0.1], first=10)
+    assert actions(events) == ["wait", "prune", "prune", "wait", "wait", "not recovered"]
+    assert events[-1].finished and control.finished and control.reached and control.best["density"] < 1
+    assert control.start == 60, "effort counts from where the requirement was met first"
     with pytest.raises(RuntimeError, match=r"delivered\(\)"):
         control.update(100, 0.9)
 
@@ -245,7 +249,26 @@ def test_stop_when_the_ramp_is_completed():
 
 def test_gradual_gives_up_as_well():
     control = PruneControl(tiny(), 0.8, GRADUAL, ramp=1000, patience=2)
-    assert actions(drive(control, [0.9, 0.1, 0.1])) == ["wait", "prune", "not recovered"]
+    given_up = actions(drive(control, [0.9, 0.85, 0.81, 0.1, 0.1]))
+    assert given_up == ["wait", "prune", "prune", "prune", "not recovered"]
+
+
+@pytest.mark.parametrize("method", [ITERATIVE, GRADUAL, METHODS["lottery"], METHODS["snip"], METHODS["rigl"]])
+def test_a_requirement_that_was_met_by_luck_does_not_end_the_control(method):
+    control = PruneControl(tiny(), 0.8, method, ramp=100, patience=2, optimizer=None)
+    recorded = []
+    for iteration, found in enumerate([0.9, *[0.1] * 40, *[0.9] * 4], start=1):
+        if control.watching:
+            loss = sum(layer.weight.sum() for layer in control.pruner.layers.values())
+            loss.backward()
+            control.observe(iteration)
+        recorded.append(control.update(iteration, found))
+        if control.finished:
+            break
+    assert "regrow" in actions(recorded) and control.false_starts
+    after = [event for event in recorded if event.accuracy == 0.9][1:]
+    assert control.finished or after, "it gives up, or goes on"
+    assert control.false_starts <= 3
 
 
 def test_unpruned_stops_at_the_requirement():

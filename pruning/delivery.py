@@ -1,0 +1,108 @@
+"""What a control may deliver: the sparsest model that met the requirement, those yet to be evaluated, and the path."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from pruning.certificate import Certificate, certify
+from pruning.pruner import Pruner
+
+PENDING, PATH = 8, 32  # so many states are kept
+
+
+class Delivery:
+    """Keep the states of models that may be delivered.
+
+    ``best`` is the sparsest that met the requirement on all validation examples; ``pending`` are sparser ones that a
+    look at some of the examples found good enough. With ``keeps_path`` every model that met the requirement is kept,
+    up to ``PATH`` of them. Each is a mapping of ``iteration``, ``accuracy``, ``density``, ``model`` (a state) and
+    ``events``, how many the control had logged with its evaluation.
+    """
+
+    def __init__(self, pruner: Pruner, keeps_path: bool = False):
+        self.pruner, self.keeps_path = pruner, keeps_path
+        self.best: dict | None = None
+        self.pending: list[dict] = []
+        self.path: list[dict] = []
+        self.certificate: Certificate | None = None
+
+    def offer(self, iteration: int, accuracy: float, events: int, whole: bool = True) -> None:
+        """Keep the evaluated model as it is now, if it is sparser than the best; a ``whole`` evaluation confirms it."""
+        density = self.pruner.density
+        if not self.keeps_path and self.best is not None and density >= self.best["density"]:
+            return
+        state = {name: tensor.detach().clone() for name, tensor in self.pruner.evaluated.state_dict().items()}
+        self._add(
+            {"iteration": iteration, "accuracy": accuracy, "density": density, "model": state, "events": events}, whole
+        )
+
+    def _add(self, candidate: dict, whole: bool) -> None:
+        if whole:
+            if self.keeps_path:
+                self.path = _thinned([*self.path, candidate])
+            if self.best is None or candidate["density"] < self.best["density"]:
+                self.best = candidate
+            self.pending = [one for one in self.pending if one["density"] < self.best["density"]]
+        elif self.best is None or candidate["density"] < self.best["density"]:
+            self.pending = sorted([*self.pending, candidate], key=lambda one: one["density"])[:PENDING]
+
+    def confirm(self, examples: Callable[[], float], requirement: float, log: Callable[[dict], None]) -> None:
+        """Evaluate the pending models on all examples, the sparsest first, until one meets the requirement."""
+        for pending in list(self.pending):
+            if self.best is not None and pending["density"] >= self.best["density"]:
+                break
+            candidate = {**pending, "accuracy": self._evaluated(pending["model"], examples)}
+            log(candidate)
+            if candidate["accuracy"] >= requirement:
+                self._add(candidate, whole=True)
+        self.pending = []
+
+    def _evaluated(self, state: Mapping[str, Tensor], examples: Callable[[], float]) -> float:
+        model = self.pruner.evaluated
+        before = copy.deepcopy(model.state_dict())
+        model.load_state_dict(state)
+        try:
+            return examples()
+        finally:
+            model.load_state_dict(before)
+
+    def certify(
+        self, right: Callable[[nn.Module], Any], requirement: float, confidence: float, count: int
+    ) -> Certificate:
+        """Deliver the sparsest model of the path that is certified; see ``certificate.certify``."""
+
+        def count_right(place: int) -> int:
+            found = right(self.pruner.deliver(self.path[place]["model"]))
+            if len(found) != count:
+                raise ValueError(f"right must say of each of the {count} examples that certify whether it is right")
+            return int(sum(bool(one) for one in found))
+
+        places = [(one["density"], one["accuracy"]) for one in self.path]
+        self.certificate, place = certify(places, count_right, requirement, confidence, count)
+        self.best = None if place is None else self.path[place]
+        return self.certificate
+
+    def state_dict(self) -> dict:
+        """Return what is kept."""
+        return {name: copy.deepcopy(getattr(self, name)) for name in ("best", "pending", "path")}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Go on from ``state_dict()``."""
+        for name, value in state.items():
+            setattr(self, name, copy.deepcopy(value))
+
+
+def _thinned(path: list[dict]) -> list[dict]:
+    """Leave out one network where they are too many: that which lies closest between two others."""
+    path = sorted(path, key=lambda one: -one["density"])
+    if len(path) > PATH:
+        gaps = [
+            math.log(before["density"] / max(after["density"], 1e-12)) for before, after in zip(path[:-2], path[2:])
+        ]
+        del path[1 + gaps.index(min(gaps))]
+    return path
