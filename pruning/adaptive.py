@@ -1,8 +1,8 @@
-"""The study's own strategy: descents as far as a tolerance lets the accuracy fall, each step compensated.
+"""The study's own strategies: descents as far as a tolerance lets the accuracy fall, each step compensated.
 
-A descent takes steps, and looks at the accuracy after some of them: after one, two, four as long as it stays high
-enough, and after half as many where it did not, so that few looks find out how far it goes (galloping search, Bentley
-and Yao 1976). A look itself ends as soon as it is settled (``pruning.looks``).
+``AccuracyDriven`` evaluates all validation examples after each step. ``Frugal`` takes longer and longer strides as long
+as the accuracy stays high enough, and shorter ones where it did not, so that few looks find out how far a descent goes
+(galloping search, Bentley and Yao 1976); a look itself ends as soon as it is settled (``pruning.looks``).
 """
 
 from __future__ import annotations
@@ -25,20 +25,15 @@ from pruning.strategies import Decision, Evaluation, Feedback, Strategy
 class AccuracyDriven(Strategy):
     """Prune at every evaluation step by step, as far as a tolerance lets the accuracy fall; undo what falls below it.
 
-    ``measured`` counts the mini-batches that are spent, once for several steps, to find what the weights that stay must
-    change by (``compensation``); 0 compensates nothing. A look is wrong with at most the probability ``error``.
+    After each step the accuracy over all validation examples is measured. ``measured`` counts the mini-batches that are
+    spent, once for several steps, to find what the weights that stay must change by (``compensation``); 0 compensates
+    nothing.
     """
 
     tolerance: AccuracyTolerance
     measured: int = 0
-    error: float = 0.1
-    stride: int = field(init=False, default=1, repr=False)
     scores_average: ClassVar[bool] = True
     tolerates: ClassVar[bool] = True
-
-    def __post_init__(self):
-        if not 0 < self.error < 1:
-            raise ValueError(f"error must lie between 0 and 1, got {self.error}")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -49,16 +44,10 @@ class AccuracyDriven(Strategy):
             return Decision("budget spent")
         if evaluation.first:
             pruner.remember("dense")
-        tolerance = self.tolerance
-        missed = 0 if evaluation.met else evaluation.missed + 1
-        place = evaluation.start, evaluation.iteration, evaluation.budget
-        least = tolerance.lowest_accuracy(evaluation.requirement, *place, missed, evaluation.slack)
-        thresholds = None
-        if evaluation.accuracy >= least:
-            thresholds = _Descent(self, pruner, evaluation, feedback, least).go()
+        thresholds = self._descend(pruner, evaluation, feedback)
         if pruner.exhausted:
             return Decision("nothing left to prune", thresholds)
-        if evaluation.iteration >= tolerance.effort * evaluation.start:
+        if evaluation.iteration >= self.tolerance.effort * evaluation.start:
             return Decision("effort spent", thresholds)
         return Decision("prune" if thresholds else "wait", thresholds)
 
@@ -72,13 +61,73 @@ class AccuracyDriven(Strategy):
             jacobian.compensate(masks, [copy.deepcopy(pruner.model)])
         return jacobian.peak(self.measured * Batch(batch).count)
 
+    def _least(self, evaluation: Evaluation) -> float:
+        """Compute the accuracy that a step must leave."""
+        place = evaluation.start, evaluation.iteration, evaluation.budget
+        missed = 0 if evaluation.met else evaluation.missed + 1
+        return self.tolerance.lowest_accuracy(evaluation.requirement, *place, missed, evaluation.slack)
+
+    def _descend(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> dict[str, float] | None:
+        """Prune in steps to the fraction ``keep`` each; returns the last thresholds.
+
+        Retry a rejected step with a fresh Jacobian if the old one was reused, then at half the step.
+        """
+        tolerance, accuracy, iteration = self.tolerance, evaluation.accuracy, evaluation.iteration
+        least = self._least(evaluation)
+        lowest = tolerance.lowest_density(evaluation.start, evaluation.next, evaluation.budget) * pruner.synapses
+        accepted, keep, jacobian, fresh = None, tolerance.keep, None, False
+        while accuracy >= least and not pruner.exhausted:
+            if tolerance.keep**0.5 * pruner.significant < lowest:
+                break
+            before = pruner.snapshot()
+            pruner.round += 1
+            if jacobian is None and self.measured:
+                batches = [feedback.next_images() for _ in range(self.measured)]
+                iteration += len(batches)
+                jacobian, fresh = _jacobian(pruner, batches, feedback.measuring), True
+            target = max(min(max(keep * pruner.significant, lowest), pruner.significant - 1), len(pruner.layers))
+            thresholds = pruner.prune(dict.fromkeys(pruner.layers, target / pruner.synapses), jacobian)
+            verdict = feedback.look(least, pruner.generator, 0)
+            feedback.report(iteration, verdict, thresholds)
+            if not verdict.met:
+                pruner.restore(before)
+                if jacobian is not None and not fresh:
+                    jacobian = None  # the network has moved away from where it was measured
+                elif keep == tolerance.keep:
+                    keep = tolerance.keep**0.5
+                else:
+                    break
+                continue
+            accepted, accuracy, keep, fresh = thresholds, verdict.accuracy, tolerance.keep, False
+            if jacobian is not None:
+                jacobian = jacobian.within({name: layer.mask for name, layer in pruner.layers.items()})
+        return accepted
+
+
+@dataclass
+class Frugal(AccuracyDriven):
+    """Prune as ``AccuracyDriven``, with few looks that cost little.
+
+    A descent looks at the accuracy after several steps, and a look ends as soon as it is settled, wrongly with at most
+    the probability ``error``. What may be delivered is evaluated whole when the control stops.
+    """
+
+    error: float = 0.1
+    stride: int = field(init=False, default=1, repr=False)
+
+    def __post_init__(self):
+        if not 0 < self.error < 1:
+            raise ValueError(f"error must lie between 0 and 1, got {self.error}")
+
+    def _descend(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> dict[str, float] | None:
+        least = self._least(evaluation)
+        return _Descent(self, pruner, evaluation, feedback, least).go() if evaluation.accuracy >= least else None
+
 
 class _Descent:
     """One descent: where it stands, and the place to go back to."""
 
-    def __init__(
-        self, strategy: AccuracyDriven, pruner: Pruner, evaluation: Evaluation, feedback: Feedback, least: float
-    ):
+    def __init__(self, strategy: Frugal, pruner: Pruner, evaluation: Evaluation, feedback: Feedback, least: float):
         self.strategy, self.pruner, self.feedback, self.least = strategy, pruner, feedback, least
         tolerance = strategy.tolerance
         floor = tolerance.lowest_density(evaluation.start, evaluation.next, evaluation.budget)

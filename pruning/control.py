@@ -308,18 +308,17 @@ def _confirmed(control: PruneControl, candidate: Mapping, examples: Examples | N
 
 def _feedback(control: PruneControl, looks: list[Event], evaluate: Callable, next_images: Callable) -> Feedback:
     def look(least: float, generator: torch.Generator, error: float) -> Verdict:
-        if isinstance(evaluate, Examples):
+        if error and isinstance(evaluate, Examples):
             return evaluate.look(least, generator, error)
         score = control.goal.checked(evaluate())
-        return Verdict(score >= least, score, None)
+        return Verdict(score >= least, score, evaluate.count if isinstance(evaluate, Examples) else None, whole=True)
 
     def report(iteration: int, verdict: Verdict, thresholds: Mapping[str, float]) -> None:
         action = "prune" if verdict.met else "undo"
         event = _event(control, iteration, "look", verdict.accuracy, control.density, action, thresholds)
         looks.append(replace(event, examples=verdict.examples))
         if verdict.met and verdict.accuracy >= control.aim:
-            whole = verdict.examples is None
-            control.delivery.offer(iteration, verdict.accuracy, len(control.events) + 1 + len(looks), whole)
+            control.delivery.offer(iteration, verdict.accuracy, len(control.events) + 1 + len(looks), verdict.whole)
 
     return Feedback(look, next_images, report, control.measuring)
 

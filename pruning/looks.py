@@ -10,9 +10,9 @@ A look draws examples in random order, without putting any back, and stops as so
 that the accuracy over all of them is high enough, or that it is not. Each test is a bet against one answer, whose
 capital grows only where that answer is wrong (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random
 variables by betting", section 5: sampling without replacement). By Ville's inequality each errs with at most the
-probability ``error``, however early it stops; a look that is not settled after some of the examples is a close call, and
-goes by its estimate. What is known from the last whole evaluation is reused: a look begins
-with the examples that were nearest to being otherwise, all of them, and bets on how the other answers have changed.
+probability ``error``, however early it stops; a look that is not settled after some of the examples is a close call,
+and goes by its estimate. What is known from the last whole evaluation is reused: a look begins with the examples that
+were nearest to being otherwise, all of them, and bets on how the other answers have changed.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ VARIANCE, WORTH = 0.02, 50.0
 class Verdict:
     """What a look found: whether the accuracy is ``met``, its estimate, and how many ``examples`` that took.
 
-    None stands for an evaluation of all, of a number that is not known.
+    ``whole`` says that it were all of them; their number may be None, where it is not known.
     """
 
     met: bool
     accuracy: float
     examples: int | None
+    whole: bool = False
 
 
 class Examples:

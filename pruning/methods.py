@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 
-from pruning.adaptive import AccuracyDriven
+from pruning.adaptive import AccuracyDriven, Frugal
 from pruning.allocation import above_threshold, erk, global_threshold, lamp, spliced, std_threshold, uniform
 from pruning.criteria import ema_snip, magnitude, movement, random, snip
 from pruning.hooks import BiasedDecay, GradientScores, Hook, NetworkSurgery, RigL
@@ -51,6 +51,11 @@ def settings(part) -> dict:
 
 def _adaptive(reference: str, measured: int = 2, **changes) -> Method:
     strategy = AccuracyDriven(AccuracyTolerance(**changes), measured)
+    return Method(magnitude, global_threshold, strategy, reference=reference)
+
+
+def _frugal(reference: str, measured: int = 2, **changes) -> Method:
+    strategy = Frugal(AccuracyTolerance(**changes), measured)
     return Method(magnitude, global_threshold, strategy, reference=reference)
 
 
@@ -174,6 +179,11 @@ METHODS: Mapping[str, Method] = {
     ),
     "adaptive-tireless": _adaptive(
         "adaptive at thirty times the unpruned effort; this study", effort=30.0, depth=0.03, patience=10.0
+    ),
+    # The same with looks that cost little.
+    "frugal": _frugal("adaptive with few looks, each as short as it may be, at twice the unpruned effort; this study"),
+    "frugal-patient": _frugal(
+        "frugal at five times the unpruned effort; this study", effort=5.0, depth=0.03, patience=10.0
     ),
     "adaptive-uncompensated": _adaptive("adaptive without compensation; this study", measured=0),
     "adaptive-strict": _adaptive("adaptive without tolerance; this study", depth=0.0),

@@ -74,9 +74,10 @@ class Feedback:
     """What a training loop offers a strategy that wants more than one number.
 
     ``look`` says whether the evaluated model, as it is at that moment, has at least some accuracy, wrongly with at most
-    a given probability; ``next_images`` hands out the inputs of one mini-batch, which the loop counts as an iteration;
-    ``report`` takes iteration, verdict and thresholds of a pruned model that was looked at, so that it is logged, and
-    delivered if need be. ``measuring`` holds the options of ``Jacobian`` for this model.
+    a given probability, 0 for an evaluation of all examples; ``next_images`` hands out the inputs of one mini-batch,
+    which the loop counts as an iteration; ``report`` takes iteration, verdict and thresholds of a pruned model that was
+    looked at, so that it is logged, and delivered if need be. ``measuring`` holds the options of ``Jacobian`` for this
+    model.
     """
 
     look: Callable[[float, torch.Generator, float], Verdict]

@@ -86,6 +86,12 @@ def summary(run: Run, made_as: Network, dataset: Dataset, outcome: Outcome) -> d
     significant = sum(part["significant"] for part in parts)
     macs = sum(layer.macs for layer in table)
     best, events = outcome.best, outcome.events
+    # Of the looks those whose model may be delivered; the others count for the cost alone.
+    told = [
+        event
+        for event in events
+        if event.phase != "look" or (event.action != "undo" and event.accuracy >= (run.requirement or 0))
+    ]
     iterations = best["iteration"] if best else outcome.iterations
     own = {} if isinstance(made_as, str) else {"input": list(made_as.shape)}
     if outcome.certificate:
@@ -115,8 +121,8 @@ def summary(run: Run, made_as: Network, dataset: Dataset, outcome: Outcome) -> d
         },
         "layers": parts,
         **own,
-        "trajectory": trajectory(events),
-        "rounds": rounds(events),
+        "trajectory": trajectory(told),
+        "rounds": rounds(told),
         "histograms": {
             name: {"before": histogram(before[name].weight), "after": histogram(layer.weight[layer.mask])}
             for name, layer in after.items()
