@@ -84,15 +84,17 @@
       return able.filter(({ y }) => y !== null && y < least && ((least = y), true));
     };
 
-    const names = { // of the methods on the front
+    const names = { // of the methods on the front, on the side of it where nothing is
       id: "names",
-      afterDatasetsDraw: ({ ctx, data, scales: { x, y }, chartArea }) => {
+      afterDatasetsDraw: ({ ctx, data, scales: { x, y }, chartArea, width }) => {
+        if (width < 500) return; // there they would cover each other
         ctx.font = "bold 12px system-ui, sans-serif";
-        ctx.textBaseline = "bottom";
+        ctx.textAlign = "right";
+        ctx.textBaseline = "top";
         for (const point of data.datasets.at(-1)?.data ?? []) {
-          const at = x.getPixelForValue(point.x), wide = ctx.measureText(point.name).width;
+          const right = Math.max(chartArea.left + 4 + ctx.measureText(point.name).width, x.getPixelForValue(point.x) - 6);
           ctx.fillStyle = shade(methods[point.name].color);
-          ctx.fillText(point.name, Math.min(at + 9, chartArea.right - wide), y.getPixelForValue(point.y) - 6);
+          ctx.fillText(point.name, right, y.getPixelForValue(point.y) + 8);
         }
       },
     };
@@ -133,8 +135,8 @@
         pointRadius: 0, pointHitRadius: 0, order: 1,
       });
       const { x, y } = plot.options.scales, all = plot.data.datasets.flatMap(({ data }) => data);
-      const ends = (values) => [0.85 * Math.min(...values), 1.2 * Math.max(...values)];
-      [[x.min, x.max], [y.min, y.max]] = all.length ? [ends(all.map((point) => point.x)), ends(all.map((point) => point.y))] : [[0.01, 1], [1, 10]];
+      const ends = (values, below) => [below * Math.min(...values), 1.2 * Math.max(...values)];
+      [[x.min, x.max], [y.min, y.max]] = all.length ? [ends(all.map((point) => point.x), 0.6), ends(all.map((point) => point.y), 0.85)] : [[0.01, 1], [1, 10]];
       y.title.text = measure.selectedOptions[0].text.replace(" (", "\n(").split("\n");
       plot.update();
       const missed = Object.entries(means).filter(([, mean]) => mean.at(-3) < mean.at(-2));
