@@ -15,7 +15,7 @@ from pruning.analysis.claims import METHOD as REPORTS
 from pruning.analysis.comparison import METHOD, SETTING, joined, rivals
 from pruning.analysis.figures import benchmarks, learning_curve, look, ordered, overview, percent, png, title
 from pruning.analysis.figures.runs import run_title
-from pruning.analysis.markup import SCREEN, data_uri
+from pruning.analysis.markup import SCREEN, SHARP, data_uri
 from pruning.analysis.tables import titles
 from pruning.study.records import folder, from_line, lines, published_path
 
@@ -51,7 +51,7 @@ def explorers() -> dict[str, Any] | None:
         "data": {"front": front(table, titles(records)), "rounds": [rounds(record) for record in chosen]},
         "stills": {
             name: {
-                "source": data_uri(png(figure, 2 * SCREEN), "image/png"),
+                "source": data_uri(png(figure, SHARP), "image/png"),
                 "alt": figure.get_label(),
                 "width": round(SCREEN * figure.get_size_inches()[0]),
             }

@@ -22,6 +22,7 @@ from bs4 import BeautifulSoup, Tag
 from pruning.study.paths import root
 
 SCREEN = 100  # dots per inch at which a figure has its natural size on the page
+SHARP = 150  # those of the page's figures; 200 would take it beyond 3 MB
 HEADINGS = ("h1", "h2", "h3", "h4", "h5")
 
 

@@ -1,9 +1,9 @@
 """The notebooks as one HTML page: ``python -m pruning report`` writes ``build/report.html``.
 
-The page needs nothing beside itself: pictures lie inside it at twice the resolution of a plain
-screen, formulas are drawn, code is folded away. Notebooks come in the order of their numbers,
-behind the README's own first part and what the reader can explore. Templates, style and scripts
-are in ``report/``.
+The page needs nothing beside itself: pictures lie inside it, sharper than a plain screen shows
+them, formulas are drawn, code is folded away. Notebooks come in the order of their numbers, behind
+the README's own first part and what the reader can explore. Templates, style and scripts are in
+``report/``.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from pruning.analysis.explorers import explorers
-from pruning.analysis.markup import SCREEN, data_uri, section
+from pruning.analysis.markup import SCREEN, SHARP, data_uri, section
 from pruning.files import write_whole
 from pruning.study.paths import root
 
-SHARP = 2 * SCREEN
 EXECUTED = """<h1>The report's benchmarks, executed</h1>
 <p>The first notebook, run with each benchmark of the report over all of its seeds, lies in the project's folder:</p>
 """

@@ -125,7 +125,7 @@ def test_notebooks_are_run_for_sharp_figures(tmp_path):
     image = soup.select("#\\31 -run img")[0]
     assert (image["width"], image["height"]) == ("200", "100")
     inside = PIL.Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1])))
-    assert inside.size == (400, 200)
+    assert inside.size == (300, 150)
     assert soup.select("pre.said")[0].text.strip() == "True"
 
 
