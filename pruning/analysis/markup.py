@@ -48,8 +48,10 @@ def section(body: str, name: str, folder: str, pages: Mapping[str, str], lower: 
     headings = _name_headings(soup, name, lower)
     for link in soup.select("a[href]"):
         _lead(link, name, folder, pages)
-    for image in soup.select("img[src]"):
-        _embed(image, folder)
+    for picture in soup.select("img[src], source[srcset]"):
+        _embed(picture, "src" if picture.name == "img" else "srcset", folder)
+    for image in soup.select("img"):
+        _frame(soup, image)
     for table in soup.select("table"):
         _shape(soup, table)
     title, *others = headings or [("", name)]
@@ -136,27 +138,36 @@ def _lead(link: Tag, name: str, folder: str, pages: Mapping[str, str]) -> None:
         link.unwrap()
 
 
-def _embed(image: Tag, folder: str) -> None:
-    """Put a picture inside the page; one that stands alone becomes a figure, what it shows its caption."""
-    source = str(image["src"])
+def _embed(picture: Tag, mark: str, folder: str) -> None:
+    """Put a picture inside the page, which the attribute ``mark`` of an ``img`` or a ``source`` names."""
+    source = str(picture[mark])
     if source.startswith("data:"):
         kind, _, content = source.removeprefix("data:").partition(";base64,")
-        image["src"] = data_uri(base64.b64decode(content), kind) if kind == "image/png" else source
+        picture[mark] = data_uri(base64.b64decode(content), kind) if kind == "image/png" else source
     elif not urlsplit(source).scheme:
         path = root() / posixpath.normpath(posixpath.join(folder, unquote(source)))
         kind = mimetypes.guess_type(path.name)[0] or "image/png"
-        image["src"] = data_uri(path.read_bytes(), kind)
-        if kind == "image/png":
-            with PIL.Image.open(path) as picture:
-                image["width"] = str(round(picture.width * SCREEN / picture.info.get("dpi", (SCREEN, SCREEN))[0]))
-    parent = image.parent
-    if parent is not None and parent.name == "p" and not parent.get_text().strip() and len(parent.find_all(True)) == 1:
-        parent.name = "figure"
-    if parent is not None and parent.name == "figure" and image.get("alt") and not parent.find("figcaption"):
+        picture[mark] = data_uri(path.read_bytes(), kind)
+        if kind == "image/png" and picture.name == "img":
+            with PIL.Image.open(path) as image:
+                picture["width"] = str(round(image.width * SCREEN / image.info.get("dpi", (SCREEN, SCREEN))[0]))
+
+
+def _frame(soup: BeautifulSoup, image: Tag) -> None:
+    """Make a figure of a picture that stands alone; what it shows is the caption."""
+    shown = image.find_parent("picture") or image
+    figure = shown.parent
+    if figure is soup:
+        figure = shown.wrap(soup.new_tag("figure"))
+    elif (
+        figure is not None and figure.name == "p" and not figure.get_text().strip() and len(figure.find_all("img")) == 1
+    ):
+        figure.name = "figure"
+    if figure is not None and figure.name == "figure" and image.get("alt") and not figure.find("figcaption"):
         # The whole description is for those who cannot see it; its first sentence says to all what is shown.
-        caption = Tag(name="figcaption")
+        caption = soup.new_tag("figcaption")
         caption.string = re.split(r"(?<=[^\d]\.)\s", str(image["alt"]), maxsplit=1)[0]
-        parent.append(caption)
+        figure.append(caption)
 
 
 def _shape(soup: BeautifulSoup, table: Tag) -> None:

@@ -53,6 +53,16 @@ def test_a_picture_lies_inside_at_its_natural_size_with_a_caption(tmp_path, monk
     assert found.img["width"] == "150" and found.img["src"].startswith("data:image/webp;base64,")
 
 
+def test_an_animation_with_a_still_is_a_figure_and_both_lie_inside(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_ROOT", str(tmp_path))
+    for name in ("a.gif", "a.png"):
+        PIL.Image.new("RGB", (300, 200), "red").save(tmp_path / name)
+    body = '<picture><source media="print" srcset="../a.png"><img src="../a.gif" alt="Masks."></picture>'
+    found = shaped(body).figure
+    assert found.figcaption.text == "Masks." and found.img["src"].startswith("data:image/gif;base64,")
+    assert found.source["srcset"].startswith("data:image/webp;base64,")
+
+
 def test_a_picture_takes_no_more_than_its_own_bytes():
     tiny = io.BytesIO()
     PIL.Image.new("1", (1, 1)).save(tiny, "png")
