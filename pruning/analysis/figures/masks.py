@@ -15,7 +15,7 @@ from html import escape
 import numpy as np
 import PIL.Image
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.colors import ListedColormap, LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -74,8 +74,8 @@ def filters(rounds: Rounds, title: str) -> Figure:
         line[0].set_ylabel(f"{name}\n({' × '.join(map(str, layer.shape))})")
     for axes, number in zip(grid[0], chosen):
         head = f"round {number}" if number else "before"
-        axes.set_title(f"{head}\n{percent(densities[number])} in all", loc="center", fontsize=9)
-    note(figure, f"{title}; blue: synapses left")
+        axes.set_title(f"{head}\n{percent(densities[number])}", loc="center", fontsize=9)
+    note(figure, f"{title}; blue: synapses left, of the network above, of a layer below it")
     return figure
 
 
@@ -113,8 +113,11 @@ def animation(rounds: Rounds, title: str) -> bytes:
         with style():
             figure, _, _ = _scene(left, labels, f"{title}, {when}: {percent(density)} left", [GONE, THERE])
             frames.append(PIL.Image.open(io.BytesIO(png(figure, dpi=100))).convert("RGB"))
-    # One palette for all, so that nothing flickers.
-    palette = frames[rounds.count // 2].quantize(16, dither=PIL.Image.Dither.NONE)
+    # One palette for all, so that nothing flickers: the colours, and greys for the edges of letters.
+    palette = PIL.Image.new("P", (1, 1))
+    greys = [(grey, grey, grey) for grey in range(34, 256, 17)]
+    colours = [tuple(round(255 * part) for part in to_rgb(colour)) for colour in ("white", THERE, GONE)]
+    palette.putpalette([part for colour in (*colours, *greys) for part in colour])
     flat = [frame.quantize(palette=palette, dither=PIL.Image.Dither.NONE) for frame in frames]
     times = [*[FRAME] * rounds.count, LAST]
     buffer = io.BytesIO()
