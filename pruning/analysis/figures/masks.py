@@ -99,9 +99,10 @@ def outlived(rounds: Rounds, title: str) -> Figure:
 
 
 def animation(rounds: Rounds, title: str) -> bytes:
-    """Return a GIF of a network's masks, a frame after each round; it rests at the last one, then begins again.
+    """Return a GIF of a network's masks, a frame after each round, over and over.
 
-    ``outlived`` is its still picture.
+    The first frame, which is seen where nothing moves, as on paper, is that of the last round; ``outlived`` is its still
+    picture.
     """
     frames = []
     for number, (iteration, density) in enumerate(zip(rounds.iterations, rounds.densities())):
@@ -119,9 +120,9 @@ def animation(rounds: Rounds, title: str) -> bytes:
     colours = [tuple(round(255 * part) for part in to_rgb(colour)) for colour in ("white", THERE, GONE)]
     palette.putpalette([part for colour in (*colours, *greys) for part in colour])
     flat = [frame.quantize(palette=palette, dither=PIL.Image.Dither.NONE) for frame in frames]
-    times = [*[FRAME] * rounds.count, LAST]
+    times = [LAST, *[FRAME] * rounds.count]
     buffer = io.BytesIO()
-    flat[0].save(buffer, "gif", save_all=True, append_images=flat[1:], duration=times, loop=0, optimize=True)
+    flat[-1].save(buffer, "gif", save_all=True, append_images=flat[:-1], duration=times, loop=0, optimize=True)
     return buffer.getvalue()
 
 
