@@ -101,8 +101,8 @@ def outlived(rounds: Rounds, title: str) -> Figure:
 def animation(rounds: Rounds, title: str) -> bytes:
     """Return a GIF of a network's masks, a frame after each round, over and over.
 
-    The first frame, which is seen where nothing moves, as on paper, is that of the last round; ``outlived`` is its still
-    picture.
+    The first frame, which is seen where nothing moves, as on paper, is that of the last round. ``outlived`` is the
+    still picture beside it.
     """
     frames = []
     for number, (iteration, density) in enumerate(zip(rounds.iterations, rounds.densities())):
