@@ -112,7 +112,8 @@ def animation(rounds: Rounds, title: str) -> bytes:
         left = {name: layer >= number for name, layer in rounds.outlived.items()}
         labels = [f"{layer.sum():,} of {layer.size:,}" for layer in left.values()]
         with style():
-            figure, _, _ = _scene(left, labels, f"{title}, {when}: {percent(density)} left", [GONE, THERE])
+            figure, axes, y = _scene(left, labels, f"{title}, {when}: {percent(density)} left", [GONE, THERE])
+            axes.text(MARGIN, y, "blue: synapses left; grey: cut", fontsize=9, va="center")
             frames.append(PIL.Image.open(io.BytesIO(png(figure, dpi=100))).convert("RGB"))
     # One palette for all, so that nothing flickers: the colours, and greys for the edges of letters.
     palette = PIL.Image.new("P", (1, 1))
@@ -132,7 +133,8 @@ def moving(gif: bytes, still: Figure, alt: str) -> str:
     return (
         '<picture><source media="print, (prefers-reduced-motion: reduce)" '
         f'srcset="data:image/png;base64,{inside["png"]}">'
-        f'<img src="data:image/gif;base64,{inside["gif"]}" alt="{escape(alt)}"></picture>'
+        f'<img style="max-width: 100%; height: auto" src="data:image/gif;base64,{inside["gif"]}" alt="{escape(alt)}">'
+        "</picture>"
     )
 
 
