@@ -102,15 +102,20 @@ def worded(rows: pd.DataFrame) -> pd.DataFrame:
 def overall(table: pd.DataFrame) -> pd.DataFrame:
     """Compare the methods that were measured in all settings over all of them: a row per method, the sparsest first.
 
-    A setting is a benchmark and a requirement. Columns: ``method``; ``density`` and ``effort``, the mean over settings
-    of the mean over seeds; ``compression``, the geometric mean over settings of one over that density; ``above``, the
-    test accuracy less the requirement (mean); ``runs``, and of them ``tested``, whose test accuracy meets the
-    requirement too, ``dense``, that removed nothing, and ``ended``, that the budget of iterations ended; and for
-    each of ``adaptive`` and ``adaptive-patient`` the ``wins`` and ``pairs`` against this method: ``adaptive_wins``.
+    A setting is a benchmark and a requirement. Columns: ``method``; ``density``, ``effort`` and ``cost`` (missing where
+    a record has no counts), the mean over settings of the mean over seeds; ``compression``, the geometric mean over
+    settings of one over that density; ``above``, the test accuracy less the requirement (mean); ``runs``, and of them
+    ``tested``, whose test accuracy meets the requirement too, ``dense``, that removed nothing, and ``ended``, that the
+    budget of iterations ended; and for each of ``adaptive`` and ``adaptive-patient`` the ``wins`` and ``pairs`` against
+    this method: ``adaptive_wins``.
     """
     runs = _with_best(table)
-    means = runs.groupby(KEYS[:3])[["density", "effort"]].mean().groupby("method")
-    rows = means.mean().assign(compression=1 / means["density"].agg(gmean), settings=means.size())
+    means = runs.groupby(KEYS[:3])[["density", "effort", "cost"]].mean().groupby("method")
+    rows = means.mean().assign(
+        cost=means["cost"].agg(lambda costs: costs.mean(skipna=False)),
+        compression=1 / means["density"].agg(gmean),
+        settings=means.size(),
+    )
     runs = runs.assign(
         above=runs["test_accuracy"] - runs["requirement"], tested=runs["test_accuracy"] >= runs["requirement"],
         dense=runs["density"] == 1, ended=runs["stopped"] == "budget spent",
@@ -127,7 +132,7 @@ def overall(table: pd.DataFrame) -> pd.DataFrame:
 def markdown(table: pd.DataFrame) -> str:
     """Write ``overall`` as a Markdown table: densities in percent, accuracies above the requirement in points."""
     heads = (
-        "method", "significant", "compression", "effort", "test − required", "met on test", "removed nothing",
+        "method", "significant", "compression", "effort", "cost", "test − required", "met on test", "removed nothing",
         "ended by budget", f"`{METHOD}` wins", f"`{PATIENT}` wins",
     )  # fmt: skip
     rows = []
@@ -135,7 +140,8 @@ def markdown(table: pd.DataFrame) -> str:
         wins = [(row[f"{own}_wins"], row[f"{own}_pairs"]) for own in (METHOD, PATIENT)]
         rows.append([
             row["method"] if row["method"] == BEST else f"`{row['method']}`", f"{100 * row['density']:.2f} %",
-            f"{row['compression']:.1f}×", plus_minus(row["effort"], math.nan, ".2f", "×"), f"{100 * row['above']:+.2f}",
+            f"{row['compression']:.1f}×", plus_minus(row["effort"], math.nan, ".2f", "×"),
+            "not counted" if math.isnan(row["cost"]) else f"{row['cost']:.2f}×", f"{100 * row['above']:+.2f}",
             f"{row['tested']} of {row['runs']}", f"{row['dense']}", f"{row['ended']}",
             *(f"{won} of {pairs}" if pairs else "–" for won, pairs in wins),
         ])  # fmt: skip

@@ -8,6 +8,7 @@ new
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -24,12 +25,18 @@ SHORT = ("random", claims.METHOD, comparison.METHOD, comparison.PATIENT)
 
 
 def readme(
-    text: str, records: list[dict], methods: Iterable[str], smallest: Iterable[dict] = (), others: Iterable[dict] = ()
+    text: str,
+    records: list[dict],
+    methods: Iterable[str],
+    smallest: Iterable[dict] = (),
+    others: Iterable[dict] = (),
+    counted: Iterable[dict] = (),
 ) -> str:
     """Return ``text`` with what stands between each pair of marks, such as ``<!-- claims -->``, made from records.
 
-    ``smallest`` are the records of the study `smallest`, ``others`` those of `methods`, where there are any. The marks
-    are ``found``, ``short``, ``table``, ``saved``, ``claims``, ``targets``, ``methods`` and ``settings``; others stay.
+    ``smallest`` are the records of the study `smallest`, ``others`` those of `methods`, ``counted`` those of `frugal`,
+    where there are any. The marks are ``found``, ``short``, ``table``, ``saved``, ``claims``, ``targets``, ``methods``,
+    ``settings`` and ``cost``; others stay.
     ``DamagedFile`` names a mark without its other one.
     """
     table, names, smallest = frame(records), titles(records), list(smallest)
@@ -43,6 +50,7 @@ def readme(
         "targets": lambda: targets.markdown(table, records, frame(smallest) if smallest else None),
         "methods": lambda: comparison.markdown(rivals),
         "settings": lambda: settings_table(rivals),
+        "cost": lambda: cost_table(frame(counted)),
     }
     for mark in dict.fromkeys(re.findall(r"<!-- /?(\w+) -->", text)):
         if mark in parts:
@@ -107,6 +115,42 @@ def settings_table(table: pd.DataFrame) -> str:
     rows = comparison.worded(comparison.compared(table))
     body = markdown_table(list(rows.columns), rows.to_numpy().tolist())
     return f"<details><summary>Every method in every setting: {len(rows)} rows</summary>\n\n{body}\n\n</details>"
+
+
+def cost_table(table: pd.DataFrame) -> str:
+    """Write what each method cost, every image counted: means over settings of the means over seeds.
+
+    A frugal method stands beside the one that it makes cheaper: how many synapses it leaves, compared with that one in
+    the same setting with the same seed, and in how many runs they are fewer.
+    """
+    runs = table[table["method"] != "unpruned"]
+    means = runs.groupby(KEYS[:3])[["density", "effort", "cost", "macs_cost"]].mean().groupby("method").mean()
+    met = (runs["test_accuracy"] >= runs["requirement"]).groupby(runs["method"]).agg(["sum", "size"])
+    densities = runs.pivot_table(index=["benchmark", "requirement", "seed"], columns="method", values="density")
+    rows = []
+    for method, row in means.sort_values("density").iterrows():
+        name = str(method)
+        twin, paired = name.replace("frugal", "adaptive"), "–"
+        if name.startswith("frugal") and twin in densities:
+            both = densities[[name, twin]].dropna()
+            ratio = math.exp((both[name] / both[twin]).map(math.log).mean())
+            paired = f"{ratio:.2f}× those of `{twin}`, fewer in {(both[name] < both[twin]).sum()} of {len(both)}"
+        rows.append(
+            [f"`{name}`", f"{100 * row['density']:.2f} %", f"{row['effort']:.2f}×", f"{row['cost']:.2f}×",
+             f"{row['cost'] / row['effort']:.2f}", f"{row['macs_cost']:.2f}×",
+             f"{met['sum'][method]} of {met['size'][method]}", paired]
+        )  # fmt: skip
+    head = [
+        "method",
+        "significant",
+        "effort",
+        "cost",
+        "cost ÷ effort",
+        "multiply-accumulates",
+        "met on test",
+        "synapses",
+    ]
+    return markdown_table(head, rows)
 
 
 def compression_table(table: pd.DataFrame, titles: Mapping[str, str], method: str = claims.METHOD) -> str:

@@ -13,7 +13,7 @@ def seeded(seed):
 
 
 def changed(before, down, up, seed):
-    """Answers after a pruning that makes a part ``down`` of the right ones wrong, and ``up`` of the wrong ones right."""
+    """Answers after a part ``down`` of the right ones has become wrong, and ``up`` of the wrong ones right."""
     chance = torch.rand(len(before), generator=seeded(seed))
     return torch.where(before, chance >= down, chance < up)
 
