@@ -1,4 +1,7 @@
-"""JupyterLab in a real browser: a notebook opens unchanged, "Run All" runs it to its end, and bars are one line."""
+"""JupyterLab in a real browser: a notebook opens unchanged, "Run All" runs it to its end, and bars are one line.
+
+Where Chromium is installed, ``make test`` runs the notebooks here: what nbval compares is compared.
+"""
 
 import json
 import os
@@ -53,6 +56,13 @@ def test_a_committed_notebook_is_what_jupyterlab_writes(path):
     assert path.read_text(encoding="utf-8").rstrip() == nbformat.writes(notebook)
 
 
+def compared(path):
+    """What a notebook's cells marked for it have printed or returned; pictures apart, as in nbval."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if "NBVAL_CHECK_OUTPUT" in cell.source]
+    texts = [{"text": output.get("text")} | output.get("data", {}) for cell in cells for output in cell.outputs]
+    return [{kind: text for kind, text in each.items() if kind != "image/png"} for each in texts]
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """JupyterLab on a copy of the project's notebooks and records: its address and its folder."""
@@ -67,7 +77,9 @@ def lab(tmp_path_factory):
         nbformat.write(noted(path), place / "notebooks" / path.name)
     own = {"PYTHONPATH": str(ROOT), "PRUNING_ROOT": str(place), "JUPYTERLAB_WORKSPACES_DIR": str(place / "workspaces")}
     own |= {f"JUPYTER_{name}_DIR": str(place / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    kept = {name: value for name, value in os.environ.items() if name not in ("PRUNING_RESULTS", "PRUNING_FIGURES")}
+    # Kernels that are measured for coverage start too slowly.
+    gone = ("PRUNING_RESULTS", "PRUNING_FIGURES", "COV")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(gone)}
     options = [
         "--no-browser",
         "--allow-root",
@@ -131,6 +143,7 @@ def test_a_notebook_opens_unchanged_and_runs_to_its_end(lab, page, name):
     assert not [output for _, output in outputs if output.output_type == "error"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert not [output for _, output in outputs if output.get("name") == "stderr"]
+    assert compared(path) == compared(ROOT / "notebooks" / name)
     bars = [output.text for cell, output in outputs if "progress=" in cell.source and "text" in output]
     if name.startswith("1-"):
         (text,) = bars

@@ -107,7 +107,7 @@ def overall(table: pd.DataFrame) -> pd.DataFrame:
     requirement too, ``dense``, that removed nothing, and ``ended``, that the budget of iterations ended; and for
     each of ``adaptive`` and ``adaptive-patient`` the ``wins`` and ``pairs`` against this method: ``adaptive_wins``.
     """
-    from scipy.stats import gmean  # takes a second to import
+    from scipy.stats import gmean  # takes a second
 
     runs = _with_best(table)
     means = runs.groupby(KEYS[:3])[["density", "effort"]].mean().groupby("method")

@@ -19,7 +19,7 @@ def sign_flip(differences: Iterable[float]) -> Fraction:
     mean is at least the one measured, 1 / 2^n at the smallest. Raises ``ValueError`` where there
     is no pair, a value that is no number, or more than 20 pairs.
     """
-    from scipy.stats import permutation_test  # takes a second to import, and few need it
+    from scipy.stats import permutation_test  # takes a second, and few need it
 
     values = np.asarray(list(differences), dtype=float)
     if not 0 < len(values) <= 20 or not np.isfinite(values).all():
