@@ -64,7 +64,7 @@ def test_the_readmes_papermill_trains_shows_progress_and_is_interrupted(place):
 
 
 def test_a_verb_says_it_in_one_line(place):
-    command = [sys.executable, "-m", "pruning", "run", "digits", "--benchmark", "digits-2c", "--jobs", "2"]
+    command = [sys.executable, "-m", "pruning", "run", "digits", "--benchmark", "digits-2c"]
     status, lines = interrupted(command, "1/30 ")
     assert status == 130 and lines[-1] == "interrupted: the same command goes on where it was"
     assert all(": density " in line for line in lines[:-1])
