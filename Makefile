@@ -62,10 +62,11 @@ cluster: .venv/installed ## train a study by WORKERS workers of a Slurm array, t
 	echo "Slurm's jobs $${array%%;*} ($(WORKERS) workers) and $${last%%;*} (what they leave, tables, figures)." \
 		"See: squeue --me; make status STUDY=$(STUDY); $(RESULTS)/work/slurm/"
 
-figures: .venv/installed ## render a study's figures from its records, training nothing
+figures: .venv/installed ## render a study's figures from its records, training nothing (a minute or two)
 	@$(SNAKEMAKE) train=no --until figures --forcerun 2-significant-synapses 3-training-effort \
 		$(if $(shell grep -E 'methods:.*adaptive(,|])' $(filter %.yaml %.yml,$(wildcard $(STUDY) studies/$(STUDY).yaml))),5-prune-control) \
-		$(if $(wildcard data/results/$(notdir $(basename $(STUDY)))/storage.csv),6-memory-and-energy 7-deploy)
+		$(if $(wildcard data/results/$(notdir $(basename $(STUDY)))/storage.csv),6-memory-and-energy 7-deploy) \
+		$(if $(filter report,$(NAME)),9-conclusions)
 
 savings: .venv/installed ## bytes and energy of a study's delivered models, which must be there
 	@$(BIN)/python -m pruning savings tables $(STUDY)

@@ -64,19 +64,28 @@ STORIES = {
     "2-significant-synapses": ["figure-1-iterative-pruning", "figure-3-benchmarks", "figure-4-significant-synapses"],
     "3-training-effort": ["figure-2-implementation", "figure-5-training-effort"],
 }
+MASKS = ["pruning/analysis/figures/masks.py"]
+# Not every run can have it: the notebook draws it where it can, and from then on it belongs to the graph.
+if (FIGURES / "figure-11-filters.png").is_file():
+    STORIES["2-significant-synapses"] += ["figure-11-filters"]
 if "adaptive" in STUDY.methods:
     STORIES["5-prune-control"] = ["figure-6-overview", "figure-6-frontier"]
-# Notebook 5 reads the tables of these studies too, where they are.
+# Notebooks 5 and 9 read the tables of these studies too, where they are.
 BESIDE = [path for name in ("methods", "ingredients", "lenet", "smallest") if name != STUDY.study
           if (path := records.folder(name) / "runs.csv").is_file()]
+# The last notebook draws its conclusions from what is committed: from the report's study, and these beside it.
+ALL = [records.folder("fashion") / "runs.csv", records.folder("tradeoff") / "tradeoff.csv"]
+if STUDY.study == "report" and len(BESIDE) == 4 and all(path.is_file() for path in ALL):
+    STORIES["9-conclusions"] = ["figure-13-rounds"]
 # Bytes and energy are made for a study once by `make savings`; from then on they belong to its graph.
 SAVINGS = [RESULTS / "storage.csv", RESULTS / "energy.csv"]
 if all(path.is_file() for path in SAVINGS):
     STORIES |= {
         "6-memory-and-energy": ["figure-7-bytes-by-encoding", "figure-8-energy", "figure-9-on-chip-memory"],
-        "7-deploy": ["figure-10-classified"],
+        "7-deploy": ["figure-10-classified", "figure-12-pixels"],
     }
 PICTURES = [FIGURES / f"{name}.{kind}" for names in STORIES.values() for name in names for kind in ("png", "svg", "pdf")]
+PICTURES += [FIGURES / "figure-13-rounds.gif"] if "9-conclusions" in STORIES else []
 
 # A training job is one benchmark and seed, in a notebook, or on a cluster (split=method) one method of them. Only those
 # with a run whose record is missing or not current belong to the graph: file times say nothing about a record, least of
@@ -238,6 +247,8 @@ for story, names in STORIES.items():
             "pruning/analysis/figures/__init__.py",
             ["pruning/analysis/comparison.py", "pruning/control.py", *BESIDE] if story == "5-prune-control" else [],
             [*SAVINGS, "pruning/analysis/figures/savings.py"] if story in ("6-memory-and-energy", "7-deploy") else [],
+            MASKS if {"figure-11-filters", "figure-12-pixels", "figure-13-rounds"} & set(names) else [],
+            [*BESIDE, *ALL, *SAVINGS] if story == "9-conclusions" else [],
         output: [path for path in PICTURES if path.stem in names]
         log: WORK / f"log-{story}.ipynb"
         params:

@@ -1,8 +1,9 @@
 """The notebooks as one HTML page: ``python -m pruning report`` writes ``build/report.html``.
 
-The page needs nothing beside itself: pictures lie inside it at twice the resolution of a plain
-screen, formulas are drawn, code is folded away. Notebooks come in the order of their numbers,
-behind the README's own first part. Templates and style are in ``report/``.
+The page needs nothing beside itself: pictures lie inside it, sharper than a plain screen shows
+them, formulas are drawn, code is folded away. Notebooks come in the order of their numbers, behind
+the README's own first part and what the reader can explore. Templates, style and scripts are in
+``report/``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import base64
 import html
 import io
+import json
 import os
 import re
 import sys
@@ -26,11 +28,14 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
+from pruning.analysis.explorers import explorers
+from pruning.analysis.markup import SCREEN, SHARP, data_uri, section
 from pruning.files import write_whole
 from pruning.study.paths import root
 
-SCREEN = 100  # dots per inch at which a figure has its natural size on the page
-SHARP = 2 * SCREEN
+EXECUTED = """<h1>The report's benchmarks, executed</h1>
+<p>The first notebook, run with each benchmark of the report over all of its seeds, lies in the project's folder:</p>
+"""
 
 
 class ReportError(RuntimeError):
@@ -61,25 +66,34 @@ def build(paths: Iterable[Path], execute: bool = True) -> str:
     prompts = {"exclude_input_prompt": True, "exclude_output_prompt": True}
     exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(root())], **prompts)
     exporter.register_filter("markdown2html", markdown)
+    exporter.register_filter("svg_uri", lambda text: data_uri(text.encode(), "image/svg+xml"))
     paths = list(paths)
-    names = {path.stem for path in paths}
-    parts = []
+    pages = {"README.md": "start"} | {f"notebooks/{path.name}": path.stem for path in paths}
+    # The README up to where it lists the notebooks: they follow.
+    readme = (root() / "README.md").read_text(encoding="utf-8").split("\n## Notebooks\n")[0]
+    parts = [section(markdown(readme), "start", "", pages, lower=0)]
     for path in paths:
         notebook = _read(path)
         if execute:
             _execute(notebook, path)
         _measure(notebook, SHARP if execute else SCREEN)
-        heading = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown").splitlines()[0]
-        body = _section(exporter.from_notebook_node(notebook)[0], path.stem)
-        parts.append({"name": path.stem, "title": heading.lstrip("# "), "body": _linked(body, names)})
-    front = _front()
-    page = exporter.environment.get_template("page.html.j2")
-    return page.render(
-        title=re.findall(r"<h1[^>]*>(.*?)</h1>", front)[0],
-        front=_linked(front, names),
+        source = f'<p class="source">From the notebook <code>notebooks/{html.escape(path.name)}</code></p>'
+        body = source + exporter.from_notebook_node(notebook)[0]
+        parts.append(section(body, path.stem, "notebooks", pages))
+    if executed := sorted(root().glob("data/results/report/notebooks/*.ipynb")):
+        links = "".join(
+            f'<li><a href="{name}">{name}</a></li>' for name in (str(path.relative_to(root())) for path in executed)
+        )
+        parts.append(section(f"{EXECUTED}<ul>{links}</ul>", "executed", "", pages))
+    found = explorers()
+    templates = root() / "report"
+    scripts = ["page.js", *(["vendor/chart.umd.min.js", "explore.js"] if found else [])]
+    return exporter.environment.get_template("page.html.j2").render(
         parts=parts,
-        executed=sorted(str(path.relative_to(root())) for path in root().glob("data/results/report/notebooks/*.ipynb")),
-        style=(root() / "report" / "style.css").read_text(),
+        # A script's text may not end the script.
+        explorers=found and found | {"data": json.dumps(found["data"], separators=(",", ":")).replace("</", "<\\/")},
+        style=(templates / "style.css").read_text(encoding="utf-8"),
+        scripts=[(templates / name).read_text(encoding="utf-8") for name in scripts],
     )
 
 
@@ -130,33 +144,6 @@ def _measure(notebook: nbformat.NotebookNode, dpi: int) -> None:
             head = base64.b64decode(output["data"]["image/png"][:64])
             width, height = (round(int.from_bytes(head[at : at + 4], "big") * SCREEN / dpi) for at in (16, 20))
             output.setdefault("metadata", {}).setdefault("image/png", {}).update(width=width, height=height)
-
-
-def _section(body: str, name: str) -> str:
-    """Return a notebook's HTML as a section: headings one level lower, names its own."""
-    body = re.sub(r"(</?h)([1-5])\b", lambda match: f"{match[1]}{int(match[2]) + 1}", body)
-    body = re.sub(r'(<h\d[^>]*\bid=")', rf"\g<1>{name}-", body)
-    body = re.sub(r"<style scoped>.*?</style>", "", body, flags=re.DOTALL)
-    return body.replace('border="1" ', "")
-
-
-def _linked(body: str, names: set[str]) -> str:
-    """Return HTML whose links to the notebooks ``names`` lead to their sections."""
-    link = re.compile(r'href="(?:\.\./)?(?:notebooks/)?([\w.-]+)\.ipynb"')
-    return link.sub(lambda match: f'href="#{match[1]}"' if match[1] in names else match[0], body)
-
-
-def _front() -> str:
-    """Return the README up to where it lists the notebooks, its pictures inside, its links seen from the page."""
-    body = markdown((root() / "README.md").read_text(encoding="utf-8").split("\n## Notebooks\n")[0])
-    body = body.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
-
-    def inside(match: re.Match) -> str:
-        return f'src="data:image/png;base64,{base64.b64encode((root() / match[1]).read_bytes()).decode()}"'
-
-    body = re.sub(r'src="((?!data:)[^":]+\.png)"', inside, body)
-    body = re.sub(r'href="(?!#|\.\./)([^":]+)"', r'href="../\1"', body)
-    return re.sub(r"<p>(<img[^>]*>)</p>", r"<figure>\1</figure>", body)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import pandas as pd
+
 from pruning.analysis.statistics import average
 
 
@@ -43,3 +45,11 @@ def markdown_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [[f" {cell} " if cell else " " for cell in cells] for cells in (heads, *rows)]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"|{'|'.join(cells)}|" for cells in lines)
+
+
+def folded(table: pd.DataFrame, most: int = 25) -> str:
+    """Return a table as HTML, folded away where it has more than ``most`` rows."""
+    body = table.to_html(border=0)
+    if len(table) <= most:
+        return body
+    return f"<details><summary>All {len(table)} rows</summary>\n{body}\n</details>"

@@ -295,7 +295,7 @@ def test_every_figure_renders_to_the_same_bytes_and_shows_what_was_missed(made, 
         "bytes": lambda: savings_figures.bytes_by_encoding(missed, names),
         "energy": lambda: savings_figures.energy_split(energies, names, "iterative"),
         "memory": lambda: savings_figures.on_chip_memory(curves, names),
-        "digits": lambda: savings_figures.classified(np.eye(8)[None].repeat(3, 0), [1, 2, 3], [1, 7, 3], "it"),
+        "digits": lambda: savings_figures.classified(np.eye(8)[None].repeat(3, 0), [1, 2, 3], [1, 7, 3], "it", "eyes"),
     }
     for name, draw in draws.items():
         figure = draw()
@@ -310,7 +310,11 @@ def test_every_figure_renders_to_the_same_bytes_and_shows_what_was_missed(made, 
 
     assert "hollow" in texts(draws["bytes"]())
     assert "hollow" not in texts(savings_figures.bytes_by_encoding(stored, names))
-    assert "7, not 2" in texts(draws["digits"]()) and "39× smaller" in texts(draws["bytes"]())
+    assert (
+        "7, not 2" in texts(draws["digits"]())
+        and "eyes; above" in texts(draws["digits"]())
+        and "39× smaller" in texts(draws["bytes"]())
+    )
 
 
 @pytest.mark.arithmetic

@@ -2,10 +2,17 @@
 
 import random
 
+import nbformat
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 
 from pruning.analysis import tables
+from pruning.analysis.wording import folded
+from pruning.study.paths import root
+
+MOST = 25  # rows of a table that stand open
+NOTEBOOKS = sorted([*root().glob("notebooks/*.ipynb"), *root().glob("data/results/report/notebooks/*.ipynb")])
 
 
 def made(benchmark="digits-2c", requirement=0.95, method="iterative", seed=0, **result):
@@ -88,3 +95,21 @@ def test_the_written_table_reads_back_exactly_and_is_the_same_file_again(some, t
 
 def test_titles_name_the_data_of_each_benchmark(some):
     assert tables.titles(some) == {"digits-2c": "Digits", "digits-3c": "Digits"}
+
+
+def test_a_long_table_is_folded_and_a_short_one_is_not():
+    table = pd.DataFrame({"number": range(MOST + 1)})
+    (details,) = BeautifulSoup(folded(table), "html.parser").select("details")
+    assert details.summary.text == "All 26 rows" and len(details.select("tbody tr")) == 26
+    assert "details" not in folded(table[:-1]) and folded(table[:-1]).count("<tr") == MOST + 1
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_long_tables_in_notebooks_are_folded(path):
+    outputs = [output for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])]
+    for output in outputs:
+        data = output.get("data", {})
+        for table in BeautifulSoup(data.get("text/html", ""), "html.parser").select("table"):
+            assert table.find_parent("details") or len(table.select("tbody tr")) <= MOST
+        plain = data.get("text/markdown", "").split("<details>")[0].splitlines()
+        assert sum(line.startswith("|") for line in plain) <= MOST + 2

@@ -85,6 +85,7 @@ def test_a_notebook_takes_a_study_by_its_path(place):
     done = executed("2-significant-synapses", place, {"study": "examples/own-arrays.yaml"})
     assert "digits, arrays-small" in text(done), "the title of the study's own benchmark"
     assert (place / "figures/own-arrays/figure-4-significant-synapses.png").is_file()
+    assert (place / "figures/own-arrays/figure-11-filters.png").is_file(), "the run was trained again, its masks kept"
 
 
 def executed(name, place, parameters):

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 from pruning.analysis.claims import METHOD as REPORTS
@@ -79,6 +80,7 @@ def label_points(axes: Axes, points: pd.DataFrame, labels: Mapping[str, str]) ->
                 va="bottom" if up > 0 else "top" if up < 0 else "center",
                 fontsize=9.5 if row.named else 8,
                 zorder=6,
+                path_effects=[withStroke(linewidth=3, foreground="white")],  # readable across a line
                 **drawn,
             )
             box = text.get_window_extent()

@@ -192,10 +192,10 @@ def on_chip_memory(curves: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
 
 
 @styled
-def classified(images: np.ndarray, labels: Sequence[int], classes: Sequence[int], by: str) -> Figure:
+def classified(images: np.ndarray, labels: Sequence[int], classes: Sequence[int], by: str, data: str) -> Figure:
     """Images with the class that a program gave each; a wrong one is framed and says what is right.
 
-    ``images`` [N, H, W], ``labels`` and ``classes`` [N]; ``by`` names the program.
+    ``images`` [N, H, W], ``labels`` and ``classes`` [N]; ``by`` names the program, ``data`` what the images are.
     """
     columns = min(10, len(images))
     rows = -(-len(images) // columns)
@@ -216,5 +216,5 @@ def classified(images: np.ndarray, labels: Sequence[int], classes: Sequence[int]
             spine.set(visible=True, color=SOFT if right else "#b04a00", linewidth=0.8 if right else 2.5)
     for axes in grid[len(images) :]:
         axes.axis("off")
-    note(figure, f"above each image: what {by} says")
+    note(figure, f"{data}; above each image: what {by} says")
     return figure
