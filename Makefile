@@ -22,7 +22,7 @@ SUBMIT = --job-name=pruning-$(NAME)_$(1) --cpus-per-task=1 --mem=3500 --time=12:
 .DEFAULT_GOAL := help
 .PHONY: help install study figures savings status tradeoff report bench readme notebooks lab test test-processors clean
 
-.PHONY: lint docs cluster test-cluster
+.PHONY: lint docs cluster test-cluster test-networks
 
 help: ## this text
 	@echo "make study                 the digits study: trains, then renders every figure"
@@ -97,10 +97,12 @@ notebooks: .venv/installed ## execute the notebooks in place, with their own def
 lab: .venv/installed ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
 
-# Notebooks apart: measured for coverage (COVERAGE=--cov), their kernels start too slowly.
+# Every notebook runs once: in JupyterLab by tests/test_lab.py where Chromium is, else by nbval. That one apart: measured
+# for coverage (COVERAGE=--cov), kernels start too slowly.
+CHROMIUM = $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 test: .venv/installed ## the tests of the package and of every notebook
 	@$(BIN)/python -m pytest $(COVERAGE) tests pruning
-	@$(BIN)/python -m pytest notebooks data/results/report/notebooks
+	@$(BIN)/python -m pytest $(if $(CHROMIUM),,notebooks) data/results/report/notebooks
 
 # PyTorch and the compiled convolution as this processor does them, confined to AVX2, to SSE, and without the convolution.
 test-processors: .venv/installed ## the tests that depend on arithmetic, as this and other processors round
@@ -115,6 +117,10 @@ test-cluster: .venv/installed ## a study on a real Slurm of two nodes, brought u
 	@command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null || { \
 		echo "Slurm is not installed here: apt-get update && apt-get install --no-install-recommends slurm-wlm munge"; exit 1; }
 	@PRUNING_TEST_SLURM=1 $(BIN)/python -m pytest -n 0 tests/cluster
+
+# Ten minutes of one core of an AMD EPYC (Zen 4); `make test` prunes each network by some methods of each kind.
+test-networks: .venv/installed ## every method on each of the networks of docs/networks.md
+	@PRUNING_TEST_NETWORKS=all $(BIN)/python -m pytest tests/networks/test_known_networks.py
 
 lint: .venv/installed ## style, types and the contract on imports, changing nothing
 	@$(BIN)/ruff check

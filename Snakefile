@@ -18,7 +18,7 @@ from snakemake.exceptions import WorkflowError
 
 from pruning.study import graph, records
 from pruning.study.locks import locked
-from pruning.study.paths import root
+from pruning.study.paths import figures_folder, root
 
 # What --config takes.
 KNOWN = {
@@ -37,14 +37,15 @@ if not TRAIN:
 # What there is to do is decided once, here: a job on a cluster's node reads this file again, when other records are
 # there, and is to find the same graph. So it is also spared importing torch.
 if workflow.is_main_process:
-    from pruning.analysis import figures
-    from pruning.study import runner, studies
+    from pruning.study import studies
 
     try:
         study = studies.load(config.get("study", "digits"))
     except ValueError as error:
         raise WorkflowError(str(error)) from None
     if study.own:
+        from pruning.study import runner
+
         try:
             runner.check(study.runs)  # that their networks fit their data, before anything is trained
         except (ValueError, RuntimeError) as error:
@@ -53,7 +54,7 @@ if workflow.is_main_process:
         raise WorkflowError(f"the study '{study.name}' measures trade-offs: run 'make tradeoff'")
     own = study.file.parent != root() / "studies"
     named = str(config["study"]) if own else study.name  # as notebooks are told of it
-    STUDY = graph.decide(study, named, figures.folder(study.name), TRAIN)
+    STUDY = graph.decide(study, named, figures_folder(study.name), TRAIN)
 else:
     STUDY = graph.read(config.get("study", "digits"))
 RESULTS = records.folder(STUDY.study)

@@ -38,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"error: {error.name} is not installed: pip install 'synapse-pruning[study,deploy]'", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where it was", file=sys.stderr)
+        return 130
 
 
 def _act(given: argparse.Namespace) -> int:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-from scipy.stats import gmean
 
 from pruning.analysis.tables import KEYS, compression, summary
 from pruning.analysis.wording import markdown_table, percent, plus_minus
@@ -109,6 +108,8 @@ def overall(table: pd.DataFrame) -> pd.DataFrame:
     budget of iterations ended; and for each of ``adaptive`` and ``adaptive-patient`` the ``wins`` and ``pairs`` against
     this method: ``adaptive_wins``.
     """
+    from scipy.stats import gmean  # takes a second
+
     runs = _with_best(table)
     means = runs.groupby(KEYS[:3])[["density", "effort", "cost"]].mean().groupby("method")
     rows = means.mean().assign(

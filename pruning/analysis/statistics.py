@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from fractions import Fraction
 
 import numpy as np
-from scipy.stats import gmean, permutation_test
 
 
 def sign_flip(differences: Iterable[float]) -> Fraction:
@@ -20,6 +19,8 @@ def sign_flip(differences: Iterable[float]) -> Fraction:
     mean is at least the one measured, 1 / 2^n at the smallest. Raises ``ValueError`` where there
     is no pair, a value that is no number, or more than 20 pairs.
     """
+    from scipy.stats import permutation_test  # takes a second, and few need it
+
     values = np.asarray(list(differences), dtype=float)
     if not 0 < len(values) <= 20 or not np.isfinite(values).all():
         raise ValueError(f"the test takes 1 to 20 finite differences, got {values.tolist()}")
@@ -41,5 +42,7 @@ def probability(p: Fraction, seeds: int) -> str:
 
 def average(values: Iterable[float], kind: str) -> float:
     """Return the mean over seeds, the geometric one for factors."""
+    from scipy.stats import gmean
+
     numbers = np.asarray(list(values), dtype=float)
     return float(gmean(numbers) if kind == "factor" else numbers.mean())

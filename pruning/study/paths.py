@@ -25,6 +25,11 @@ def root() -> Path:
     return folder
 
 
+def figures_folder(study: str) -> Path:
+    """Return the folder of a study's figures: under ``PRUNING_FIGURES``, else ``figures``."""
+    return Path(os.environ.get("PRUNING_FIGURES") or root() / "figures") / study
+
+
 def find_root() -> Path | None:
     """Return what ``root`` returns, or None outside a project."""
     if named := os.environ.get("PRUNING_ROOT"):

@@ -15,6 +15,10 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {remaining} left{postfix}"
+# What JupyterLab shows in one line in a window 1280 pixels wide, its file browser open; a terminal says its own width.
+COLUMNS = 100
+
 
 def watched() -> TextIO | None:
     """Return the stream on which a person sees a bar move, in JupyterLab or at a terminal; else None."""
@@ -36,7 +40,8 @@ def progress(run, number: int = 1, total: int = 1, every: float = 20.0) -> Calla
         state = f"accuracy {event.accuracy:.3f}, density {event.density:.1%}"
         if stream is not None:
             if bar is None:
-                bar = tqdm(total=run.settings.budget, desc=title, unit=" iterations", file=stream)
+                columns = None if stream.isatty() else COLUMNS
+                bar = tqdm(total=run.settings.budget, desc=title, file=stream, bar_format=BAR, ncols=columns)
             bar.set_postfix_str(state, refresh=False)
             bar.update(event.iteration - bar.n)
             if event.finished:

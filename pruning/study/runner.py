@@ -8,12 +8,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
@@ -62,7 +64,7 @@ def run(
     work = folder(job.study) / "work"
     lock = job.place("work", ".lock")
     told = waiting or (lambda who: warn(f"process {who} is at work on {job.name}: waiting for it"))
-    with locked(lock, told) as claim:
+    with in_one_line(job.name), locked(lock, told) as claim:
         if (record := current(job) or _awaited(job, claim)) is not None:
             return record
         if reason := outdated(job):
@@ -103,6 +105,25 @@ def run(
         claim.note = job.key
         checkpoint.path.unlink(missing_ok=True)
         return record
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interrupt from the keyboard that says in one line what it stopped, in a notebook too."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows instead of a traceback."""
+        return [f"Interrupted: {self}"]
+
+
+@contextlib.contextmanager
+def in_one_line(name: str) -> Iterator[None]:
+    """Raise an interrupt from the keyboard as ``Interrupted``."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        # Papermill ends the kernel while it still reports this: ipykernel finds its socket closed and logs a traceback.
+        logging.getLogger("IPKernelApp").addFilter(lambda line: "ZMQError" not in str(line.exc_info))
+        raise Interrupted(f"{name} goes on from its last checkpoint when it is run again") from None
 
 
 def _awaited(job: Run, claim: Claim) -> dict | None:

@@ -4,6 +4,7 @@ What is pruned is counted in the arguments of torch's functions in a forward pas
 """
 
 import copy
+import os
 
 import onnxruntime
 import pytest
@@ -20,14 +21,17 @@ pytestmark = [
     *map(pytest.mark.filterwarnings, ("ignore::DeprecationWarning:torch", "ignore::torch.jit.TracerWarning")),
 ]
 
-# The smallest by every method, the others by some of each kind of allocation, strategy and hook.
+# `make test-networks` prunes each by every method. Else the smallest by every method, the others by some of each kind
+# of allocation, strategy and hook.
+EVERY = os.environ.get("PRUNING_TEST_NETWORKS") == "all"
 KINDS = ["lamp", "lottery", "rigl", "surgery"]
-METHODS_OF = dict.fromkeys(NETWORKS, KINDS) | {
+SOME = {
     "ResNet-18": [],
     "LSTM": [*KINDS, "iterative", "sensitivity", "dsd", "adaptive"],
     "1-d convolutions": [*METHODS],
     **{name: [*KINDS, "adaptive"] for name in ("U-Net", "BERT", "GPT-2")},
 }
+METHODS_OF = {name: [*METHODS] if EVERY else SOME.get(name, KINDS) for name in NETWORKS}
 OPTIMIZERS = (
     lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9, weight_decay=0.01),
     lambda parameters: torch.optim.AdamW(parameters, lr=0.002, weight_decay=0.1),

@@ -74,8 +74,8 @@ def finished(process: subprocess.Popen) -> str:
     return said
 
 
-def graph(place: Path) -> str:
-    process = started(place)
+def graph(place: Path, *given: str) -> str:
+    process = started(place, *given)
     said = finished(process)
     assert process.returncode == 0, said
     return said
@@ -99,7 +99,7 @@ def cloned(place: Path) -> Path:
     clone = place / "clone"
     clone.mkdir()
     for name in ("pruning", "notebooks", "profiles", "studies"):
-        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns(".*"))
     shutil.copy(ROOT / "Snakefile", clone)
     return place
 
@@ -162,7 +162,7 @@ def test_a_deleted_record_reruns_that_run_alone_whatever_the_file_times(studied)
     table, dice = (results / "runs.csv").read_bytes(), random.Random(0)
     for one in results.glob("*.jsonl"):
         os.utime(one, (0, dice.randrange(10**9)))
-    graph(studied)
+    graph(studied, str(results / "runs.csv"))
     after = written(studied)
     assert after.keys() == before.keys() and after.items() - before.items() <= {(name, after[name])}
     (again,) = [from_line(line) for line in lines(path) if f'"name":"{name}"'.encode() in line]
@@ -179,9 +179,9 @@ def test_records_that_a_killed_study_left_unpublished_are_published(studied):
     before = written(studied)
     for one in work.glob("*.json"):
         os.utime(one, (0, 0))
-    graph(studied)
+    graph(studied, str(results / "runs.csv"))
     assert written(studied) == before and path.is_file() and not list(work.glob("*.json"))
-    assert "Nothing to be done" in graph(studied)
+    assert "Nothing to be done" in graph(studied, str(results / "runs.csv"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -23,7 +23,8 @@ from pruning.analysis.figures.drawings import (
 )  # fmt: skip
 from pruning.analysis.figures.results import significant_synapses, training_effort
 from pruning.analysis.figures.runs import layer_densities, learning_curve, weight_histograms
-from pruning.analysis.figures.style import LOOKS, benchmarks, folder, look, ordered, percent, png, save, spread, title
+from pruning.analysis.figures.style import LOOKS, benchmarks, look, ordered, percent, png, save, spread, title
+from pruning.study.paths import figures_folder as folder
 
 __all__ = [
     "LOOKS", "benchmarks", "benchmarks_table", "claim", "connections", "cycle", "folder", "frontier",

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -36,6 +35,8 @@ def overview(table: pd.DataFrame) -> Figure:
     A setting is a benchmark with a requirement; a method counts where it was measured in all of them, a run that did
     not reach its requirement with all synapses. Left and below is better.
     """
+    import seaborn  # takes a second, with scipy
+
     rows = overall(table)
     rows = rows[rows["method"] != BEST].dropna(subset=["effort"])
     unpruned = pd.DataFrame({"method": ["unpruned"], "density": [1.0], "effort": [1.0]})

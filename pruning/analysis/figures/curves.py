@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pandas as pd
-import seaborn
 from matplotlib.figure import Figure
 
 from pruning.analysis.figures.panels import caption, label_first, legend, panels, percents, ticks, times
@@ -63,6 +62,8 @@ def sensitivity(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     As in figure 6 of Han et al. 2015. ``table`` as ``tradeoff.scans`` makes it. Lines are means over
     the seeds, bands reach from the smallest to the largest.
     """
+    import seaborn  # takes a second, with scipy
+
     figure, parts = panels(table, titles, heights=(3.6,))
     for part, (axes,) in parts:
         names = list(dict.fromkeys(part["layer"]))

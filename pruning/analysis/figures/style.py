@@ -20,14 +20,18 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import PIL.Image
-import seaborn
 from matplotlib.figure import Figure
 
 from pruning.files import write_whole
 from pruning.study.benchmarks import BENCHMARKS
-from pruning.study.paths import root
 
 INK, SOFT, GREY, FAINT = "#222222", "#6b6b6b", "#a6a6a6", "#d9d9d9"
+# Of these matplotlib's own values, whatever a user's matplotlibrc says.
+PLAIN = {
+    key: value
+    for key, value in matplotlib.rcParamsDefault.items()
+    if key.split(".")[0] in ("axes", "font", "grid", "image", "lines", "patch", "text", "xtick", "ytick")
+}
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
     "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10, "legend.fontsize": 9,
@@ -36,6 +40,7 @@ STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
     "axes.axisbelow": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.8, "lines.linewidth": 1.6,
     "legend.frameon": False, "figure.facecolor": "white", "hatch.linewidth": 0.9,
+    "lines.solid_capstyle": "round", "patch.edgecolor": "w", "patch.force_edgecolor": True,
     "svg.hashsalt": "synapse pruning", "svg.fonttype": "path", "pdf.fonttype": 42,
 }  # fmt: skip
 REPORTED_LINE: dict[str, Any] = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 1.4}
@@ -89,7 +94,7 @@ LOOKS = {
 }
 SPARE = [
     (color, marker, hatch)
-    for color in (seaborn.color_palette("colorblind").as_hex()[index] for index in (5, 8, 6))
+    for color in ("#ca9161", "#ece133", "#fbafe4")  # of seaborn's colour-blind palette
     for marker, hatch in zip("vP<>ph*", ("\\\\\\", "+++", "ooo", "---", "|||", "OO", "**"))
 ]
 FEW = 12  # layers that are told apart by name; of a deeper network a choice is
@@ -157,14 +162,9 @@ def percent(fraction: float) -> str:
     return next(text for digits in range(3, 18) if (text := f"{value:.{digits}g} %") != "100 %" or value >= 100)
 
 
-def folder(study: str) -> Path:
-    """Return the folder of a study's figures: under ``PRUNING_FIGURES``, else ``figures``."""
-    return Path(os.environ.get("PRUNING_FIGURES") or root() / "figures") / study
-
-
 def style():
     """Return a context in which matplotlib draws as all figures here do."""
-    return matplotlib.rc_context(seaborn.axes_style("ticks") | STYLE)
+    return matplotlib.rc_context(PLAIN | STYLE)
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
