@@ -29,19 +29,13 @@ whether the model can be measured. Where ``accuracy`` is ``looks.Examples``, loo
 need.
 
 With ``confidence`` the requirement holds, with that probability, for all examples that may come: the loop's accuracies
-are those of examples that steer, and at the end others certify, so many of them as ``certifying`` says::
-
-    control = PruneControl(model, 0.97, confidence=0.95, certifying=2500)
-    ...
-    print(control.certify(lambda network: network(images).argmax(1) == labels))
-    network = control.delivered()
-
-A score that is no accuracy does as well, higher for a better model, such as minus a loss:
-``PruneControl(model, -0.35, METHODS["adaptive"], score="any", slack=0.02)``.
+are those of examples that steer, others certify at the end, so many as ``certifying`` says, and ``certify`` comes
+before ``delivered``.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -214,38 +208,7 @@ class PruneControl:
         """
         accuracy = _checked(self, iteration, accuracy, evaluate, next_images)
         verify(self.pruner.model, self.pruner.layers)
-        examples = evaluate if isinstance(evaluate, Examples) else None
-        if examples is not None and not examples.knows(accuracy):
-            examples.forget()
-        density, looks, met = self.pruner.density, list[Event](), accuracy >= self.aim
-        if met:
-            self.delivery.offer(iteration, accuracy, len(self.events) + 1)
-            self.start = iteration if self.start is None else self.start
-            self.began = iteration if self.began is None else self.began
-        if self.began is None:
-            over = self.budget is not None and iteration >= self.budget
-            decision = Decision("budget spent" if over else "wait", phase="train")
-        else:
-            feedback = _feedback(self, looks, evaluate or _missing, next_images or _missing)
-            evaluation = _evaluation(self, iteration, accuracy, self.began)
-            decision = self.strategy.step(self.pruner, evaluation, feedback)
-            self.missed = 0 if met else self.missed + 1
-        if decision.action == NOT_RECOVERED and _took_back(self):
-            decision = Decision("regrow", phase="train")
-        if decision.thresholds:
-            self.hook.pruned(iteration, decision.thresholds, self.ramp)
-        if decision.stops:
-            self.delivery.confirm(
-                evaluate or _missing, self.aim, lambda one: looks.append(_confirmed(self, one, examples))
-            )
-        event = _event(self, iteration, self.phase, accuracy, density, decision.action, decision.thresholds)
-        event = replace(event, examples=examples.count if examples else None)
-        self.phase = "done" if decision.stops else decision.phase
-        if decision.stops:
-            looks[-1:] = [replace(last, action=decision.action) for last in looks[-1:]]
-        self.events += [event, *looks]
-        _ask_for_gradients(self)
-        return event
+        return _updated(self, iteration, accuracy, evaluate or _missing, next_images or _missing)
 
     def certify(self, right: Callable[[nn.Module], Any]) -> Certificate:
         """Test the models that met ``aim``, and deliver the sparsest that has the requirement with ``confidence``.
@@ -275,6 +238,44 @@ class PruneControl:
         _ask_for_gradients(self)
 
 
+def _updated(
+    control: PruneControl, iteration: int, accuracy: float, evaluate: Callable, next_images: Callable
+) -> Event:
+    """Decide, prune and log."""
+    examples = evaluate if isinstance(evaluate, Examples) else None
+    if examples is not None and not examples.knows(accuracy):
+        examples.forget()
+    density, looks = control.pruner.density, list[Event]()
+    decision = _decided(control, iteration, accuracy, _feedback(control, looks, evaluate, next_images))
+    if decision.thresholds:
+        control.hook.pruned(iteration, decision.thresholds, control.ramp)
+    event = _event(control, iteration, control.phase, accuracy, density, decision.action, decision.thresholds)
+    event = replace(event, examples=examples.count if examples else None)
+    control.phase = "done" if decision.stops else decision.phase
+    if decision.stops:
+        control.delivery.confirm(evaluate, control.aim, functools.partial(_confirmed, control, looks, examples))
+        looks[-1:] = [replace(last, action=decision.action) for last in looks[-1:]]
+    control.events += [event, *looks]
+    _ask_for_gradients(control)
+    return event
+
+
+def _decided(control: PruneControl, iteration: int, accuracy: float, feedback: Feedback) -> Decision:
+    met = accuracy >= control.aim
+    if met:
+        control.delivery.offer(iteration, accuracy, len(control.events) + 1)
+        control.start = iteration if control.start is None else control.start
+        control.began = iteration if control.began is None else control.began
+    if control.began is None:
+        over = control.budget is not None and iteration >= control.budget
+        return Decision("budget spent" if over else "wait", phase="train")
+    decision = control.strategy.step(control.pruner, _evaluation(control, iteration, accuracy, control.began), feedback)
+    control.missed = 0 if met else control.missed + 1
+    if decision.action == NOT_RECOVERED and _took_back(control):
+        return Decision("regrow", phase="train")
+    return decision
+
+
 def _require_sense(control: PruneControl) -> None:
     """Raise ``ValueError`` where the control's parameters make no sense."""
     if control.goal.score == "any" and control.goal.slack is None and control.strategy.tolerates:
@@ -297,13 +298,13 @@ def _event(control: PruneControl, iteration, phase, accuracy, density, action, t
     return Event(iteration, phase, accuracy, density, action, control.densities(), thresholds)
 
 
-def _confirmed(control: PruneControl, candidate: Mapping, examples: Examples | None) -> Event:
+def _confirmed(control: PruneControl, looks: list[Event], examples: Examples | None, candidate: Mapping) -> None:
     """Log the evaluation of a model on all examples, after the control has stopped."""
     layers = masked_layers(control.pruner.evaluated)
     masks = {name: candidate["model"][f"{name}.mask" if name else "mask"] for name in layers}
     densities = {name: int(mask.sum()) / mask.numel() for name, mask in masks.items()}
     place = candidate["iteration"], "confirm", candidate["accuracy"], candidate["density"], "wait", densities
-    return Event(*place, examples=examples.count if examples else None)
+    looks.append(Event(*place, examples=examples.count if examples else None))
 
 
 def _feedback(control: PruneControl, looks: list[Event], evaluate: Callable, next_images: Callable) -> Feedback:

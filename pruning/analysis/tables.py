@@ -46,10 +46,10 @@ def frame(records: Iterable[dict]) -> pd.DataFrame:
 def _counted(record: dict) -> dict:
     """Count images for a record that has no counts: where nothing but the evaluations looked, they follow."""
     run, result = record["run"], record["result"]
-    looks = "measured" in str(run.get("fields"))
-    if "cost" in result or looks or run["dataset"] not in KINDS:
+    settings, looks = run.get("settings", {}), "measured" in str(run.get("fields"))
+    if "cost" in result or looks or run["dataset"] not in KINDS or not {"interval", "batch"} <= settings.keys():
         return {}
-    settings, images = run["settings"], validation_images(run["dataset"])
+    images = validation_images(run["dataset"]) or 0
     counted = [
         derived(iterations, settings["interval"], images, settings["batch"])
         for iterations in (result["iterations"], result["iterations_unpruned"] or 0)

@@ -93,7 +93,7 @@ def summary(run: Run, made_as: Network, dataset: Dataset, outcome: Outcome) -> d
         if event.phase != "look" or (event.action != "undo" and event.accuracy >= (run.requirement or 0))
     ]
     iterations = best["iteration"] if best else outcome.iterations
-    own = {} if isinstance(made_as, str) else {"input": list(made_as.shape)}
+    own: dict = {} if isinstance(made_as, str) else {"input": list(made_as.shape)}
     if outcome.certificate:
         own["certificate"] = asdict(outcome.certificate)
     return {

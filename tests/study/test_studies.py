@@ -49,7 +49,7 @@ def test_the_committed_studies_load():
 def test_the_study_of_methods_goes_with_the_reports():
     report, methods, ingredients, lenet, smallest = map(load, ("report", "methods", "ingredients", "lenet", "smallest"))
     assert "adaptive" in ingredients.methods and set(ingredients.seeds) > set(report.seeds)
-    every = {method for one in (report, methods, ingredients, smallest) for method in one.methods}
+    every = {method for one in (report, methods, ingredients, smallest, load("frugal")) for method in one.methods}
     assert every == {*METHODS, HASHED} and ingredients.settings["mnist-2c"] == report.settings["mnist-2c"]
     assert set(report.methods) & set(methods.methods) == {"unpruned"}
     assert methods.settings == report.settings and methods.seeds == report.seeds
@@ -103,7 +103,7 @@ def test_a_benchmarks_study_is_the_largest_that_has_it_and_the_reports_method():
         (("requirements: [0.5]", "requirements: [0.5]\n    settings: 3"), ["benchmarks.digits-2c.settings", "(got 3)"]),
         (
             ("digits-2c", "digits-9c"),
-            ["benchmarks: no benchmark 'digits-9c'; known are digits-2c, digits-3c, mnist-2c"],
+            ["benchmarks: no benchmark 'digits-9c'; known are mnist-2c, cifar10-2c, digits-2c, digits-3c, mnist-2c"],
         ),
         (("digits-2c:", "digits-2c: {requirements: [0.6]}\n  digits-2c:"), ["the key 'digits-2c' stands twice"]),
         (("[unpruned, random]", "[unpruned, randon]"), ["methods: no method 'randon'; known are unpruned, iterative"]),
@@ -146,7 +146,7 @@ def test_an_unknown_study_or_benchmark(tmp_path):
         load("nothing")
     with pytest.raises(StudyError, match="no study"):
         load(tmp_path / "none.yaml")
-    with pytest.raises(StudyError, match="no study has a benchmark 'imagenet'; known are digits-2c"):
+    with pytest.raises(StudyError, match="no study has a benchmark 'imagenet'; known are mnist-2c, cifar"):
         find("imagenet")
     assert find("mnist-2c").name == "report" and find("digits-2c", "digits").name == "digits"
 
@@ -205,7 +205,7 @@ def test_the_committed_study_of_tradeoffs():
     ("old", "new", "said"),
     [
         ("title: Tiny", "titel: Tiny", "titel: unknown key; known are title, plan"),
-        ("digits-2c", "digits-9c", "no benchmark 'digits-9c'; known are digits-2c"),
+        ("digits-2c", "digits-9c", "no benchmark 'digits-9c'; known are mnist-2c, cifar10-2c, digits-2c"),
         ("settings: {batch", "{batch", "not valid YAML"),
         ("batch: 32", "patience: 3", "benchmarks.digits-2c.settings.patience: unknown key; known are batch"),
         ("batch: 32", "batch: 0", "benchmarks.digits-2c.settings.batch"),
