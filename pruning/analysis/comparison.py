@@ -111,6 +111,7 @@ def overall(table: pd.DataFrame) -> pd.DataFrame:
     from scipy.stats import gmean  # takes a second
 
     runs = _with_best(table)
+    runs = runs.assign(cost=runs["cost"].astype(float))
     means = runs.groupby(KEYS[:3])[["density", "effort", "cost"]].mean().groupby("method")
     rows = means.mean().assign(
         cost=means["cost"].agg(lambda costs: costs.mean(skipna=False)),

@@ -106,7 +106,7 @@ def margins(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 500) 
     model.eval()
     found = []
     for some, answers in zip(images.split(batch), labels.split(batch)):
-        logits = convolution.run(model, some)
+        logits = convolution.run(model, some).clone()
         own, place = logits.gather(1, answers[:, None]), torch.arange(len(answers), device=logits.device)
         won = logits.argmax(1) == answers
         logits[place, answers] = -math.inf
@@ -116,9 +116,9 @@ def margins(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 500) 
     return torch.cat(found)
 
 
-def accuracy(model: nn.Module, split: Split) -> float:
+def accuracy(model: nn.Module, split: Split, batch: int = 500) -> float:
     """Return the fraction of the split's images that the model classifies rightly; one device synchronisation."""
-    return int((margins(model, split.images, split.labels) > 0).sum()) / len(split.labels)
+    return int((margins(model, split.images, split.labels, batch) > 0).sum()) / len(split.labels)
 
 
 def halves(split: Split, seed: int) -> tuple[Split, Split]:
