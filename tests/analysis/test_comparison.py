@@ -194,9 +194,9 @@ def test_only_methods_that_were_measured_in_all_settings_are_compared_over_all()
     rows = everything(seeds=2)
     asked = [one["requirement"] for one in rows]
     rows += [
-        one | {"method": "gradual", "density": 0.02, "effort": 4.0}
+        one | {"method": "gradual", "density": 0.02, "effort": 4.0, "cost": 4.4}
         if one["seed"]
-        else one | {"method": "gradual", "density": 0.06, "effort": 4.0, "stopped": "budget spent"}
+        else one | {"method": "gradual", "density": 0.06, "effort": 4.0, "cost": 4.8, "stopped": "budget spent"}
         for one in rows
     ]
     for one in rows[-2:]:
@@ -217,7 +217,9 @@ def test_only_methods_that_were_measured_in_all_settings_are_compared_over_all()
     lines = comparison.markdown(table).splitlines()
     assert lines[0].startswith("| method | significant | compression | effort | cost | test − required | met on test |")
     row_of = next(line for line in lines if "`gradual`" in line)
-    assert "| 4.00 % | 25.0× | 4.00× | not counted |" in row_of
+    assert "| 4.00 % | 25.0× | 4.00× | 4.60× |" in row_of
+    uncounted = table.assign(cost=table["cost"].where(table["method"] != "gradual"))
+    assert sum("| not counted |" in line for line in comparison.markdown(uncounted).splitlines()) >= 1
     assert row_of.endswith("| 22 of 24 | 0 | 12 | 11 of 24 | – |")
     assert len(lines) == 2 + len(found)
 

@@ -61,7 +61,7 @@ def test_another_measure_is_one_more_column(table):
 def test_runs_that_missed_their_requirement_count_but_are_not_listed(table):
     missed = (table["method"] == "iterative") & (table["seed"] == 0)
     found = explorers.front(table.assign(reached=table["reached"] & ~missed), {})["settings"][1]
-    density, _, met, runs, able = found["means"]["iterative"]
+    density, _, _, met, runs, able = found["means"]["iterative"]
     assert len(found["runs"]["iterative"]) == met == runs - 1 and not able and density > 1 / runs
     never = explorers.front(table.assign(reached=False, effort=float("nan")), {})["settings"][1]
     assert never["runs"] == {} and never["means"]["iterative"][:2] == [1.0, None]

@@ -139,7 +139,7 @@ def test_by_keyboard_the_first_stop_skips_the_contents_and_every_stop_is_seen(op
 def test_the_runs_can_be_explored_by_keyboard_and_by_pointing(opened):
     page = opened()
     front = page.locator("#front")
-    assert front.locator(".still").is_hidden() and front.get_by_label("Measure").is_hidden()
+    assert front.locator(".still").is_hidden() and front.get_by_label("Measure").is_visible()
     rows, told = front.locator("tbody tr"), front.locator(".told")
     methods = front.get_by_role("checkbox").count()
     assert methods > 10 and rows.count() == methods
