@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two processes of one thread beat one of two
 
+import pruning.study.vision  # noqa: F401  # lets torchvision be imported beside a CPU build of torch, by others too
+
 # The longest files, so that no worker is left alone with one of them at the end.
 FIRST = (
     "test_graph.py",
