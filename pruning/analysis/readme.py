@@ -21,6 +21,7 @@ from pruning.files import DamagedFile
 
 PAGES = ("README.md", "docs/results.md")
 FASHION = "docs/fashion.md"  # from the records of the study `fashion`
+NONE = "No run of this study is recorded."
 SHORT = ("random", claims.METHOD, comparison.METHOD, comparison.PATIENT)
 
 
@@ -41,6 +42,7 @@ def readme(
     ``DamagedFile`` names a mark without its other one.
     """
     table, names, smallest, naive = frame(records), titles(records), list(smallest), frame(counted)
+    tested = frame(certified)
     rivals = comparison.rivals(comparison.joined(table, frame(others)))
     parts = {
         "found": lambda: found(rivals),
@@ -51,8 +53,8 @@ def readme(
         "targets": lambda: targets.markdown(table, records, frame(smallest) if smallest else None),
         "methods": lambda: comparison.markdown(rivals),
         "settings": lambda: settings_table(rivals),
-        "cost": lambda: cost_table(naive),
-        "certified": lambda: certified_table(frame(certified), naive),
+        "cost": lambda: NONE if naive.empty else cost_table(naive),
+        "certified": lambda: NONE if tested.empty or naive.empty else certified_table(tested, naive),
     }
     for mark in dict.fromkeys(re.findall(r"<!-- /?(\w+) -->", text)):
         if mark in parts:
