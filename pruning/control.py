@@ -98,18 +98,9 @@ class PruneControl:
         self.measuring = {"logits": None if score == "accuracy" else False} | dict(measuring or {})
         self.strategy, self.hook = _fresh(method.strategy), _fresh(method.hook)
         _require_sense(self)
-        self.pruner = Pruner(
-            model,
-            method.criterion,
-            method.allocation,
-            method.masking,
-            hook=self.hook,
-            optimizer=optimizer,
-            average=average,
-            score_average=self.strategy.scores_average,
-            paces=paces,
-            seed=seed,
-        )
+        given: dict[str, Any] = {"optimizer": optimizer, "average": average, "paces": paces, "seed": seed}
+        parts = method.criterion, method.allocation, method.masking
+        self.pruner = Pruner(model, *parts, hook=self.hook, score_average=self.strategy.scores_average, **given)
         self.aim = requirement if confidence is None else aim(requirement, confidence, certifying or 0)
         self.delivery = Delivery(self.pruner, keeps_path=confidence is not None)
         self.phase, self.missed, self.observed, self.tried = "train", 0, False, False

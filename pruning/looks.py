@@ -2,6 +2,7 @@
 
     >>> right = torch.rand(5000, generator=torch.Generator().manual_seed(0)) < 0.97
     >>> examples = Examples(lambda places: right[places], 5000)
+    >>> accuracy = examples()
     >>> verdict = examples.look(0.94, torch.Generator().manual_seed(1))
     >>> verdict.met, verdict.examples < 1500
     (True, True)

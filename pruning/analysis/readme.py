@@ -32,17 +32,15 @@ def readme(
     smallest: Iterable[dict] = (),
     others: Iterable[dict] = (),
     counted: Iterable[dict] = (),
-    certified: Iterable[dict] = (),
 ) -> str:
     """Return ``text`` with what stands between each pair of marks, such as ``<!-- claims -->``, made from records.
 
     ``smallest`` are the records of the study `smallest`, ``others`` those of `methods`, ``counted`` those of `frugal`,
-    ``certified`` those of `certified`, where there are any. The marks are ``found``, ``short``, ``table``, ``saved``,
-    ``claims``, ``targets``, ``methods``, ``settings``, ``cost`` and ``certified``; others stay.
+    where there are any. The marks are ``found``, ``short``, ``table``, ``saved``, ``claims``, ``targets``, ``methods``,
+    ``settings`` and ``cost``; others stay.
     ``DamagedFile`` names a mark without its other one.
     """
     table, names, smallest, naive = frame(records), titles(records), list(smallest), frame(counted)
-    tested = frame(certified)
     rivals = comparison.rivals(comparison.joined(table, frame(others)))
     parts = {
         "found": lambda: found(rivals),
@@ -54,7 +52,6 @@ def readme(
         "methods": lambda: comparison.markdown(rivals),
         "settings": lambda: settings_table(rivals),
         "cost": lambda: NONE if naive.empty else cost_table(naive),
-        "certified": lambda: NONE if tested.empty or naive.empty else certified_table(tested, naive),
     }
     for mark in dict.fromkeys(re.findall(r"<!-- /?(\w+) -->", text)):
         if mark in parts:
@@ -155,33 +152,6 @@ def cost_table(table: pd.DataFrame) -> str:
         "synapses",
     ]
     return markdown_table(head, rows)
-
-
-def certified_table(table: pd.DataFrame, naive: pd.DataFrame) -> str:
-    """Write what a requirement with confidence gives, beside the naive rule: a row a setting and method.
-
-    ``naive`` are runs of the same settings that deliver what meets the requirement on validation. The ratio compares
-    the synapses of runs with the same seed, where both delivered something (geometric mean).
-    """
-    met = {id(part): part["reached"] & (part["test_accuracy"] >= part["requirement"]) for part in (table, naive)}
-    pairs = table[table["reached"]].merge(naive[naive["reached"]], on=KEYS, suffixes=("", "_naive"))
-    rows = []
-    for place, runs in table.groupby(KEYS[:3]):
-        benchmark, requirement, method = place
-        others = naive[(naive[KEYS[:3]] == list(place)).all(axis=1)]
-        same = pairs[(pairs[KEYS[:3]] == list(place)).all(axis=1)]
-        ratio = math.exp((same["density"] / same["density_naive"]).map(math.log).mean()) if len(same) else math.nan
-        counts = met[id(table)][runs.index], met[id(naive)][others.index]
-        rows.append(
-            [benchmark, percent(requirement), f"`{method}`", f"{runs['reached'].sum()} of {len(runs)}",
-             f"{counts[0].sum()} of {runs['reached'].sum()}",
-             f"{100 * runs.loc[runs['reached'], 'density'].mean():.2f} %" if runs["reached"].any() else "–",
-             f"{counts[1].sum()} of {len(others)}" if len(others) else "–",
-             "–" if math.isnan(ratio) else f"{ratio:.2f}×"]
-        )  # fmt: skip
-    heads = ["benchmark", "requirement", "method", "certified", "met on test", "significant", "naive: met on test",
-             "synapses to naive"]  # fmt: skip
-    return markdown_table(heads, rows)
 
 
 def compression_table(table: pd.DataFrame, titles: Mapping[str, str], method: str = claims.METHOD) -> str:

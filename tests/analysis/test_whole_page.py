@@ -146,6 +146,7 @@ def test_the_runs_can_be_explored_by_keyboard_and_by_pointing(opened):
 
     front.get_by_label("Benchmark and accuracy required").focus()
     page.keyboard.type("MNIST, 2 convolutions: 98")
+    page.keyboard.press("Tab")  # to the measure
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
     first = told.inner_text()

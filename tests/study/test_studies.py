@@ -146,7 +146,7 @@ def test_an_unknown_study_or_benchmark(tmp_path):
         load("nothing")
     with pytest.raises(StudyError, match="no study"):
         load(tmp_path / "none.yaml")
-    with pytest.raises(StudyError, match="no study has a benchmark 'imagenet'; known are mnist-2c, cifar"):
+    with pytest.raises(StudyError, match="no study has a benchmark 'imagenet'; known are digits-2c"):
         find("imagenet")
     assert find("mnist-2c").name == "report" and find("digits-2c", "digits").name == "digits"
 

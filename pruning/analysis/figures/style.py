@@ -86,6 +86,8 @@ LOOKS = {
     "hashed": Look("#7f7f3f", (5, 0, 0), "o", "hashed (HashedNets)"),
     "adaptive-patient": Look("#9a3d00", (5, 1, 36), "\\\\|", "adaptive, patient"),
     "adaptive-tireless": Look("#5c2200", (8, 1, 22), "|||", "adaptive, tireless"),
+    "frugal": Look("#c8553d", (5, 1, 0), "/o", "frugal (adaptive with short looks)"),
+    "frugal-patient": Look("#7a2e1d", (7, 1, 26), "\\o", "frugal, patient"),
     "adaptive-uncompensated": Look("#e89a5b", (4, 0, 0), "\\\\", "adaptive, uncompensated"),
     "adaptive-strict": Look("#f2c14e", (7, 1, 0), "\\\\-", "adaptive, strict (no tolerance)"),
     "adaptive-constant": Look("#c0705a", (8, 1, 0), "/", "adaptive, constant (tolerance)"),
