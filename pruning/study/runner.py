@@ -14,6 +14,7 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -164,7 +165,9 @@ def run_all(jobs: Sequence[Run], device: str = "cpu", processes: int = 1) -> Non
     shares: dict[tuple, list] = {}
     for place, job in numbered:
         shares.setdefault((job.benchmark, job.seed), []).append((place, job))
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    # Ctrl-C ends them all at once: one that went on with its share would keep the others waiting.
+    ends = signal.signal, (signal.SIGINT, signal.SIG_DFL)
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), *ends)
     try:
         for waiting in [pool.submit(_run_share, share, device) for share in shares.values()]:
             waiting.result()
