@@ -108,8 +108,8 @@ class AccuracyDriven(Strategy):
 class Frugal(AccuracyDriven):
     """Prune as ``AccuracyDriven``, with few looks that cost little.
 
-    A descent looks at the accuracy after several steps, and a look ends as soon as it is settled, wrongly with at most
-    the probability ``error``. What may be delivered is evaluated whole when the control stops.
+    A descent looks at the accuracy after several steps, and a look ends as soon as it is settled, which is wrong with
+    at most the probability ``error``. What may be delivered is evaluated whole when the control stops.
     """
 
     error: float = 0.1

@@ -36,7 +36,7 @@ VARIANCE, WORTH = 0.02, 50.0
 class Verdict:
     """What a look found: whether the accuracy is ``met``, its estimate, and how many ``examples`` that took.
 
-    ``whole`` says that it were all of them; their number may be None, where it is not known.
+    ``whole`` says that it took all of them; their number may be None, where it is not known.
     """
 
     met: bool
@@ -78,7 +78,10 @@ class Examples:
         self.known, self.near = None, self.near[:0]
 
     def look(self, least: float, generator: torch.Generator, error: float = 0.05) -> Verdict:
-        """Say whether the accuracy over all examples is at least ``least``, wrongly with probability ``error``."""
+        """Say whether the accuracy over all examples is at least ``least``.
+
+        A look that settles is wrong with at most the probability ``error``; one that does not goes by its estimate.
+        """
         known = torch.zeros(self.count) if self.known is None else self.known.float()
         # The least number of right answers; what is off by less than rounding counts as reached.
         needed = math.ceil(least * self.count - 1e-9) - int(known.sum())

@@ -77,13 +77,14 @@ def rounds_of(run: Run, most: float = MOST) -> Rounds | None:
     """Return a run's rounds: as they were kept, else by training again, which keeps them.
 
     None where they are not kept and the run's record is missing or took more than ``most`` seconds, its data is not at
-    hand, or the environment says ``PRUNING_TRAIN=no``. ``StudyError`` where the method is none that prunes in rounds.
+    hand, the environment says ``PRUNING_TRAIN=no``, or the run is one with confidence, which trains otherwise.
+    ``StudyError`` where the method is none that prunes in rounds.
     """
     if (kept := _read(run)) is not None:
         return kept
     record = current(run)
     wanted = record is not None and record["seconds"] <= most and os.environ.get("PRUNING_TRAIN") != "no"
-    if not wanted or datasets.fingerprint(run.dataset) is None:
+    if run.settings.confidence or not wanted or datasets.fingerprint(run.dataset) is None:
         return None
     found = train_again(run)
     header = {"key": run.key, "iterations": found.iterations, "environment": environment()}

@@ -24,7 +24,7 @@ from pruning.study.runner import run as carry_out
 from pruning.study.states import StateFile
 from pruning.study.training import accuracy, batches, prepare, train
 
-pytestmark = pytest.mark.arithmetic
+pytestmark = [pytest.mark.arithmetic, pytest.mark.usefixtures("as_in_a_run")]
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = Settings(
@@ -76,16 +76,6 @@ for line in sys.stdin:
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def as_in_a_run():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    yield
-    torch.set_flush_denormal(False)
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
