@@ -80,6 +80,8 @@ def lab(tmp_path_factory):
     # Kernels that are measured for coverage start too slowly.
     gone = ("PRUNING_RESULTS", "PRUNING_FIGURES", "COV")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(gone)}
+    if "PRUNING_DATA" in kept:  # a relative one counts from the project's root, which here is another
+        own["PRUNING_DATA"] = str(ROOT / kept["PRUNING_DATA"])
     options = [
         "--no-browser",
         "--allow-root",
