@@ -1,8 +1,8 @@
-"""The study's own strategies: descents as far as a tolerance lets the accuracy fall, each step compensated.
+"""The study's own strategy: descents as far as a tolerance lets the accuracy fall, each step compensated.
 
-``AccuracyDriven`` evaluates all validation examples after each step. ``Frugal`` takes longer and longer strides as long
-as the accuracy stays high enough, and shorter ones where it did not, so that few looks find out how far a descent goes
-(galloping search, Bentley and Yao 1976); a look itself ends as soon as it is settled (``pruning.looks``).
+A descent takes longer and longer strides as long as the accuracy stays high enough, and shorter ones where it did not,
+so that few looks find out how far it goes (galloping search, Bentley and Yao 1976); a look itself ends as soon as it is
+settled (``pruning.looks``).
 """
 
 from __future__ import annotations
@@ -25,15 +25,24 @@ from pruning.strategies import Decision, Evaluation, Feedback, Strategy
 class AccuracyDriven(Strategy):
     """Prune at every evaluation step by step, as far as a tolerance lets the accuracy fall; undo what falls below it.
 
-    After each step the accuracy over all validation examples is measured. ``measured`` counts the mini-batches that are
-    spent, once for several steps, to find what the weights that stay must change by (``compensation``); 0 compensates
-    nothing.
+    ``measured`` counts the mini-batches that are spent, once for several steps, to find how the outputs depend on the
+    weights: on which the least (``sensitive``), and what those that stay must change by (``compensation``); 0 measures
+    and compensates nothing. A look at the accuracy after some steps ends as soon as it is settled, which is wrong with
+    at most the probability ``error``, and what may be delivered is evaluated whole when the control stops; with 0 every
+    single step is evaluated whole.
     """
 
     tolerance: AccuracyTolerance
     measured: int = 0
+    error: float = 0.1
+    sensitive: bool = True
+    stride: int = field(init=False, default=1, repr=False)
     scores_average: ClassVar[bool] = True
     tolerates: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not 0 <= self.error < 1:
+            raise ValueError(f"error must be 0 or more and less than 1, got {self.error}")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -44,7 +53,9 @@ class AccuracyDriven(Strategy):
             return Decision("budget spent")
         if evaluation.first:
             pruner.remember("dense")
-        thresholds = self._descend(pruner, evaluation, feedback)
+        least = self._least(evaluation)
+        descends = evaluation.accuracy >= least
+        thresholds = _Descent(self, pruner, evaluation, feedback, least).go() if descends else None
         if pruner.exhausted:
             return Decision("nothing left to prune", thresholds)
         if evaluation.iteration >= self.tolerance.effort * evaluation.start:
@@ -56,7 +67,7 @@ class AccuracyDriven(Strategy):
             return 0
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "compensation measures .* works in blocks")
-            jacobian = _jacobian(pruner, [Batch(batch, limit=2)], measuring)
+            jacobian = measured_on(pruner, [Batch(batch, limit=2)], measuring)
             masks = {name: layer.mask for name, layer in pruner.layers.items()}
             jacobian.compensate(masks, [copy.deepcopy(pruner.model)])
         return jacobian.peak(self.measured * Batch(batch).count)
@@ -67,67 +78,13 @@ class AccuracyDriven(Strategy):
         missed = 0 if evaluation.met else evaluation.missed + 1
         return self.tolerance.lowest_accuracy(evaluation.requirement, *place, missed, evaluation.slack)
 
-    def _descend(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> dict[str, float] | None:
-        """Prune in steps to the fraction ``keep`` each; returns the last thresholds.
-
-        Retry a rejected step with a fresh Jacobian if the old one was reused, then at half the step.
-        """
-        tolerance, accuracy, iteration = self.tolerance, evaluation.accuracy, evaluation.iteration
-        least = self._least(evaluation)
-        lowest = tolerance.lowest_density(evaluation.start, evaluation.next, evaluation.budget) * pruner.synapses
-        accepted, keep, jacobian, fresh = None, tolerance.keep, None, False
-        while accuracy >= least and not pruner.exhausted:
-            if tolerance.keep**0.5 * pruner.significant < lowest:
-                break
-            before = pruner.snapshot()
-            pruner.round += 1
-            if jacobian is None and self.measured:
-                batches = [feedback.next_images() for _ in range(self.measured)]
-                iteration += len(batches)
-                jacobian, fresh = _jacobian(pruner, batches, feedback.measuring), True
-            target = max(min(max(keep * pruner.significant, lowest), pruner.significant - 1), len(pruner.layers))
-            thresholds = pruner.prune(dict.fromkeys(pruner.layers, target / pruner.synapses), jacobian)
-            verdict = feedback.look(least, pruner.generator, 0)
-            feedback.report(iteration, verdict, thresholds)
-            if not verdict.met:
-                pruner.restore(before)
-                if jacobian is not None and not fresh:
-                    jacobian = None  # the network has moved away from where it was measured
-                elif keep == tolerance.keep:
-                    keep = tolerance.keep**0.5
-                else:
-                    break
-                continue
-            accepted, accuracy, keep, fresh = thresholds, verdict.accuracy, tolerance.keep, False
-            if jacobian is not None:
-                jacobian = jacobian.within({name: layer.mask for name, layer in pruner.layers.items()})
-        return accepted
-
-
-@dataclass
-class Frugal(AccuracyDriven):
-    """Prune as ``AccuracyDriven``, with few looks that cost little.
-
-    A descent looks at the accuracy after several steps, and a look ends as soon as it is settled, which is wrong with
-    at most the probability ``error``. What may be delivered is evaluated whole when the control stops.
-    """
-
-    error: float = 0.1
-    stride: int = field(init=False, default=1, repr=False)
-
-    def __post_init__(self):
-        if not 0 < self.error < 1:
-            raise ValueError(f"error must lie between 0 and 1, got {self.error}")
-
-    def _descend(self, pruner: Pruner, evaluation: Evaluation, feedback: Feedback) -> dict[str, float] | None:
-        least = self._least(evaluation)
-        return _Descent(self, pruner, evaluation, feedback, least).go() if evaluation.accuracy >= least else None
-
 
 class _Descent:
     """One descent: where it stands, and the place to go back to."""
 
-    def __init__(self, strategy: Frugal, pruner: Pruner, evaluation: Evaluation, feedback: Feedback, least: float):
+    def __init__(
+        self, strategy: AccuracyDriven, pruner: Pruner, evaluation: Evaluation, feedback: Feedback, least: float
+    ):
         self.strategy, self.pruner, self.feedback, self.least = strategy, pruner, feedback, least
         tolerance = strategy.tolerance
         floor = tolerance.lowest_density(evaluation.start, evaluation.next, evaluation.budget)
@@ -149,7 +106,7 @@ class _Descent:
         no whole step is left, the last descent tries half of one.
         """
         pruner, accepted, taken, limit = self.pruner, None, 0, math.inf
-        stride, whole = max(self.strategy.stride, 1), self.keep
+        stride, whole = self._stride(self.strategy.stride, math.inf), self.keep
         while not self.over:
             if taken + 1 >= limit:
                 if not self.last or self.keep > whole:
@@ -163,15 +120,19 @@ class _Descent:
             room = self._room(taken + steps, verdict.accuracy)
             if verdict.met:
                 accepted, taken, self.fresh = thresholds, taken + steps, False
-                stride = int(min(max(room - taken, 1), 4 * steps))
+                stride = self._stride(room - taken, 4 * steps)
                 continue
             pruner.restore(before)
             if self.fresh:
                 limit = taken + steps
             self.jacobian = jacobian if self.fresh else None  # the network has moved away from where it was measured
-            stride = int(min(max(room - taken, 1), max(steps - 1, 1)))
+            stride = self._stride(room - taken, max(steps - 1, 1))
         self.strategy.stride = taken
         return accepted
+
+    def _stride(self, room: float, most: float) -> int:
+        """Return how many steps to take next; one where every step is evaluated."""
+        return int(min(max(room, 1), most)) if self.strategy.error else 1
 
     def _room(self, steps: int, accuracy: float) -> float:
         """Guess after how many steps the least accuracy is left, where so many left ``accuracy``.
@@ -187,22 +148,34 @@ class _Descent:
         if self.jacobian is None and self.strategy.measured:
             batches = [self.feedback.next_images() for _ in range(self.strategy.measured)]
             self.iteration += len(batches)
-            self.jacobian, self.fresh = _jacobian(self.pruner, batches, self.feedback.measuring), True
+            self.jacobian, self.fresh = measured_on(self.pruner, batches, self.feedback.measuring), True
 
     def _steps(self, most: int) -> tuple[int, dict[str, float]]:
         """Take at most so many steps, at least one; returns their number and the last thresholds."""
         pruner, steps, thresholds = self.pruner, 0, dict[str, float]()
         while not steps or (steps < most and not self.over):
-            pruner.round += 1
             aimed = max(self.keep * pruner.significant, self.lowest)
-            target = max(min(aimed, pruner.significant - 1), len(pruner.layers))
-            thresholds = pruner.prune(dict.fromkeys(pruner.layers, target / pruner.synapses), self.jacobian)
-            if self.jacobian is not None:
-                self.jacobian = self.jacobian.within({name: layer.mask for name, layer in pruner.layers.items()})
+            thresholds, self.jacobian = take_step(pruner, aimed, self.jacobian, self.strategy.sensitive)
             steps += 1
         return steps, thresholds
 
 
-def _jacobian(pruner: Pruner, batches: list, measuring: Mapping[str, Any]) -> Jacobian:
+def take_step(
+    pruner: Pruner, aimed: float, jacobian: Jacobian | None, sensitive: bool
+) -> tuple[dict[str, float], Jacobian | None]:
+    """Prune to so many synapses, compensated where there is a Jacobian; returns thresholds and what is left of it.
+
+    One synapse at least goes, and one in each layer stays.
+    """
+    pruner.round += 1
+    target = max(min(aimed, pruner.significant - 1), len(pruner.layers))
+    thresholds = pruner.prune(dict.fromkeys(pruner.layers, target / pruner.synapses), jacobian, sensitive)
+    if jacobian is not None:
+        jacobian = jacobian.within({name: layer.mask for name, layer in pruner.layers.items()})
+    return thresholds, jacobian
+
+
+def measured_on(pruner: Pruner, batches: list, measuring: Mapping[str, Any]) -> Jacobian:
+    """Measure the Jacobian of the model that is evaluated."""
     frozen = {name for name, value in pruner.model.named_parameters() if not value.requires_grad}
     return Jacobian(pruner.evaluated, batches, pruner.generator, frozen, **measuring)

@@ -147,6 +147,7 @@ class Jacobian:
         self.gradients = SampleGradients(plain, batches, chosen, generator, output=output, logits=logits, memory=memory)
         # Of the columns that may change, in double precision, and of those that stayed in the last step.
         self.gram: Tensor | None = None
+        self.squares: Tensor | None = None  # the mean square of each column
         self.gram_left: tuple[Tensor, Tensor] | None = None
         self.rows = None
         if self.needed <= memory:
@@ -198,7 +199,33 @@ class Jacobian:
         other.gram = self.gram_left[1] if self.gram_left and known else None
         if self.rows is not None:
             other.rows = self.rows[:, stays]
+        if self.squares is not None:
+            other.squares = self.squares[stays]
         return other
+
+    @torch.no_grad()
+    def sensitivities(self, damping: float = 0.1) -> dict[str, Tensor]:
+        """Return what to multiply magnitudes by, so that they tell more of what cutting a weight does to the outputs.
+
+        By layer, in the shape of the weight. Cutting one weight moves the outputs by its magnitude times the root mean
+        square of its column of the Jacobian, and it is this product that Optimal Brain Damage ranks by (LeCun et al.
+        1990). A few samples know it of many weights only roughly, and most of what moves is made up for; so it is the
+        geometric mean of the product and of the magnitude that ranks here: the factor is the root of that root mean
+        square, with ``damping`` as in ``compensate``.
+        """
+        squares = self._squares()
+        factors = (squares + damping * squares.mean()).pow(0.25).to(self.gradients.dtype)
+        found = {name: torch.zeros(shape, dtype=factors.dtype, device=factors.device)
+                 for name, shape in self.columns.shapes.items()}  # fmt: skip
+        self.columns.write(factors, found)
+        return {layer: found[name] for layer, name in self.columns.weights.items()}
+
+    def _squares(self) -> Tensor:
+        if self.squares is None and self._small:
+            self.squares = self.rows.square().sum(0)
+        elif self.squares is None:
+            self._survey()
+        return self.squares
 
     @torch.no_grad()
     def compensate(self, keep: Mapping[str, Tensor], models: Iterable[nn.Module], damping: float = 0.1) -> None:
@@ -226,7 +253,7 @@ class Jacobian:
 
     def _changes(self, vectors: list[Tensor], stays: Tensor, free: Tensor, damping: float) -> list[Tensor]:
         """Compute what the free columns of each vector of weights [columns] change by."""
-        if self.rows is not None and self.rows.dtype.itemsize >= 4:
+        if self._small:
             may_change = self.rows[:, self.columns.movable(free.device)] if self.columns.frozen else self.rows
             ridge = damping * may_change.square().sum() / may_change.shape[1]
             left, cut = self.rows[:, free], self.rows[:, ~stays]
@@ -236,27 +263,38 @@ class Jacobian:
                 return [left.T @ torch.cholesky_solve(one[:, None], factor)[:, 0] for one in moved]
         return self._changes_in_blocks(vectors, stays, free, damping)
 
+    @property
+    def _small(self) -> bool:
+        """Whether all rows are there, in a precision that they can be multiplied in."""
+        return self.rows is not None and self.rows.dtype.itemsize >= 4
+
+    def _survey(self) -> None:
+        """Find the Gram matrix of the columns that may change and the squares of all, some columns at a time."""
+        samples, movable = self.gradients.samples, self.columns.movable(self.gradients.device)
+        gram = torch.zeros(samples, samples, dtype=torch.float64, device=movable.device)
+        squares = torch.empty(len(movable), dtype=torch.float64, device=movable.device)
+        for numbers, part in self._blocks(torch.arange(len(movable), device=movable.device)):
+            squares[numbers] = part.square().sum(0)
+            part.mul_(movable[numbers])
+            gram.addmm_(part, part.T)
+        self.gram, self.squares = gram, squares
+
     def _changes_in_blocks(self, vectors: list[Tensor], stays: Tensor, free: Tensor, damping: float) -> list[Tensor]:
-        """Compute the same some columns at a time; where all are known by their Gram matrix, of those cut alone."""
-        samples, movable, known = self.gradients.samples, self.columns.movable(free.device), self.gram
-        gram = torch.zeros(samples, samples, dtype=torch.float64, device=free.device) if known is None else known
+        """Compute the same some columns at a time, of those that are cut."""
+        if self.gram is None:
+            self._survey()
+        gram, samples, movable = self.gram, self.gradients.samples, self.columns.movable(free.device)
         cut, moved = torch.zeros_like(gram), [torch.zeros_like(gram[0]) for _ in vectors]
-        wanted = torch.ones_like(stays) if known is None else ~stays
-        for numbers, part in self._blocks(wanted.nonzero()[:, 0]):
-            gone = ~stays[numbers]
+        for numbers, part in self._blocks((~stays).nonzero()[:, 0]):
             for one, vector in zip(moved, vectors):
-                one.add_(part[:, gone] @ vector[numbers][gone].double())
-            may_change = movable[numbers]
-            lost = part[:, gone & may_change]
-            cut.addmm_(lost, lost.T)
-            if known is None:
-                part.mul_(may_change)
-                gram.addmm_(part, part.T)
+                one.add_(part @ vector[numbers].double())
+            part.mul_(movable[numbers])
+            cut.addmm_(part, part.T)
         left = gram - cut
         factor = _factor(left, damping * gram.trace() / int(movable.sum()))
         if factor is None:
             raise ValueError("the gradients of the model's outputs are not finite, or too large for its precision")
-        self.gram, self.gram_left = gram, (stays, left)
+        self.gram_left = stays, left
         changes = []
         for one in moved:
             weights = torch.cholesky_solve(one[:, None], factor)[:, 0] / math.sqrt(samples)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 
-from pruning.adaptive import AccuracyDriven, Frugal
+from pruning.adaptive import AccuracyDriven
 from pruning.allocation import above_threshold, erk, global_threshold, lamp, spliced, std_threshold, uniform
 from pruning.criteria import ema_snip, magnitude, movement, random, snip
 from pruning.hooks import BiasedDecay, GradientScores, Hook, NetworkSurgery, RigL
@@ -49,13 +49,8 @@ def settings(part) -> dict:
     return {type(part).__name__: chosen}
 
 
-def _adaptive(reference: str, measured: int = 2, **changes) -> Method:
-    strategy = AccuracyDriven(AccuracyTolerance(**changes), measured)
-    return Method(magnitude, global_threshold, strategy, reference=reference)
-
-
-def _frugal(reference: str, measured: int = 2, **changes) -> Method:
-    strategy = Frugal(AccuracyTolerance(**changes), measured)
+def _adaptive(reference: str, measured: int = 2, error: float = 0.1, sensitive: bool = True, **changes) -> Method:
+    strategy = AccuracyDriven(AccuracyTolerance(**changes), measured, error, sensitive)
     return Method(magnitude, global_threshold, strategy, reference=reference)
 
 
@@ -180,12 +175,9 @@ METHODS: Mapping[str, Method] = {
     "adaptive-tireless": _adaptive(
         "adaptive at thirty times the unpruned effort; this study", effort=30.0, depth=0.03, patience=10.0
     ),
-    # The same with looks that cost little.
-    "frugal": _frugal("adaptive with few looks, each as short as it may be, at twice the unpruned effort; this study"),
-    "frugal-patient": _frugal(
-        "frugal at five times the unpruned effort; this study", effort=5.0, depth=0.03, patience=10.0
-    ),
-    "adaptive-uncompensated": _adaptive("adaptive without compensation; this study", measured=0),
+    "adaptive-uncompensated": _adaptive("adaptive without measuring or compensation; this study", measured=0),
+    "adaptive-magnitude": _adaptive("adaptive by magnitudes alone; this study", sensitive=False),
+    "adaptive-thorough": _adaptive("adaptive with a whole evaluation after each step; this study", error=0.0),
     "adaptive-strict": _adaptive("adaptive without tolerance; this study", depth=0.0),
     "adaptive-constant": _adaptive("adaptive with a constant tolerance; this study", power=0.0, patience=math.inf),
     "adaptive-coarse": _adaptive("adaptive with large steps; this study", keep=0.5),

@@ -113,11 +113,20 @@ class Pruner:
         return {name: self.criterion(layers[name], generator) for name in self.layers}
 
     @torch.no_grad()
-    def prune(self, amounts: Mapping[str, float], jacobian: Jacobian | None = None) -> dict[str, float]:
-        """Prune each layer by its amount, and compensate by a Jacobian where one is given; returns the thresholds."""
+    def prune(
+        self, amounts: Mapping[str, float], jacobian: Jacobian | None = None, sensitive: bool = False
+    ) -> dict[str, float]:
+        """Prune each layer by its amount, and compensate by a Jacobian where one is given; returns the thresholds.
+
+        With ``sensitive`` the scores are multiplied by the sensitivities that the Jacobian knows.
+        """
         for layers in (self.layers, self.averages):
             _require_finite(layers)
         scores = self.hook.scores(self)
+        if jacobian is not None and sensitive:
+            factors = jacobian.sensitivities()
+            copy_from_first(factors.values())
+            scores = {name: score * factors[name].to(score.dtype) for name, score in scores.items()}
         # A layer without scores, such as a frozen one where gradients score, stays as it is.
         scored = {name: layer for name, layer in self.layers.items() if name in scores}
         thresholds = self.allocation(scored, scores, {name: amounts[name] for name in scored})

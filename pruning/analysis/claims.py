@@ -63,7 +63,8 @@ class Claim:
     ``kind`` is the values' unit: ``percent`` and ``points`` are fractions, ``factor`` a ratio whose
     mean is geometric. ``references`` names values to compare with. ``p`` is the one-sided p of the
     last part, ``against`` what it tests; ``missing`` what has no records yet. ``surpassed`` says that
-    this test shows more to be pruned than the report says, ``construction`` that nothing else could come out.
+    this test shows more to be pruned than the report says, ``construction`` that nothing else could come out;
+    ``beside`` tells in words what else was measured.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Claim:
     missing: tuple[str, ...] = ()
     surpassed: bool = False
     construction: bool = False
+    beside: str = ""
 
     @property
     def verdict(self) -> str:
@@ -103,6 +105,7 @@ class Claim:
         text = f"{self.quantity}: {described(self.parts[-1].values, self.kind)}"
         if len(self.parts) > 1:
             text += f"; {holding} of {len(self.parts)} parts hold"
+        text += f"; {self.beside}" if self.beside else ""
         return text + (f"; not measured: {', '.join(self.missing)}" if self.missing else "")
 
     @property
@@ -235,7 +238,10 @@ def _effort(table: pd.DataFrame) -> Claim:
     quantity = "iterations with pruning over those without"
     judged = _directed("effort", "Pruning raises the training effort", quantity, effort, _means(np.log(effort)))
     why = "it cannot be below 1×, as every pruned training contains an unpruned one"
-    return replace(judged, rule=f"{judged.rule}; {why}", construction=True)
+    cost = _pivot(table.assign(cost=table["cost"].where(table["reached"], 1.0)), "cost")
+    every = pd.concat(_means(np.log(cost)), axis=1).mean(axis=1, skipna=False).dropna() if len(cost.columns) else cost
+    beside = f"in images, those evaluated too: {described(_values(np.exp(every)), 'factor')}" if len(every) else ""
+    return replace(judged, rule=f"{judged.rule}; {why}", construction=True, beside=beside)
 
 
 def _accuracy(table: pd.DataFrame) -> Claim:

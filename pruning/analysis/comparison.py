@@ -156,23 +156,23 @@ def joined(table: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).drop_duplicates(KEYS) if parts else table
 
 
-def pareto(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that no other beats in ``density`` and ``effort`` together, by rising density."""
-    rows = points.dropna(subset=["density", "effort"]).sort_values(["density", "effort"])
-    effort = rows["effort"].astype(float)
-    return rows[effort < effort.cummin().shift(fill_value=math.inf)]
+def pareto(points: pd.DataFrame, measure: str = "effort") -> pd.DataFrame:
+    """Return the rows that no other beats in ``density`` and ``measure`` together, by rising density."""
+    rows = points.dropna(subset=["density", measure]).sort_values(["density", measure])
+    values = rows[measure].astype(float)
+    return rows[values < values.cummin().shift(fill_value=math.inf)]
 
 
-def front(runs: pd.DataFrame) -> pd.DataFrame:
+def front(runs: pd.DataFrame, measure: str = "effort") -> pd.DataFrame:
     """Return the Pareto front of one setting: of the means of the methods that reached the requirement in every run.
 
-    A method that removed nothing stands for nothing but the unpruned training, and is left out.
+    ``measure`` is ``effort`` or ``cost``. A method that removed nothing stands for nothing but the unpruned training,
+    and is left out.
     """
-    means = (
-        runs.assign(density=runs["density"].where(runs["reached"], 1.0)).groupby("method")[["density", "effort"]].mean()
-    )
+    runs = runs.assign(density=runs["density"].where(runs["reached"], 1.0))
+    means = runs.groupby("method")[["density", measure]].mean()
     whole = runs.groupby("method")["reached"].all() & ((means["density"] < 1) | (means.index == "unpruned"))
-    return pareto(means[whole])
+    return pareto(means[whole], measure)
 
 
 def beside_published(table: pd.DataFrame) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from pruning.study.records import digest, folder
 PROTOCOL, CURVE_PROTOCOL = 2, 1
 HASHED = "hashed"  # not a way of pruning, but compared as a method: few weights shared by all connections
 HASHED_FIELDS = {"keep": 0.7}  # each network of the ladder has so many times the weights of the last
-PRUNERS = ("iterative", "gradual", "oneshot", "random")  # the methods that trade-off curves prune with
+PRUNERS = ("iterative", "gradual", "oneshot", "random", "adaptive")  # the methods that trade-off curves prune with
 SMALL, SCAN = "small", "scan"
 CURVES = ("unpruned", *PRUNERS, SMALL)
 STEPS = 20  # prunings of a stage, where a method prunes little by little

@@ -4,8 +4,9 @@ The compression ratio is all synapses over significant ones, the theoretical spe
 multiply-accumulates of an image over those of significant synapses (Blalock et al. 2020). Every
 method starts from one dense training of ``dense`` iterations per seed and has at the k-th ratio had
 ``stage`` times k more. ``iterative``, ``random`` and ``gradual`` pass through all ratios on one
-trajectory, ``oneshot`` is pruned from the dense network to each of them at once and has all the
-rest to recover; ``small`` is a dense network with all widths scaled to the same number of
+trajectory, and so does ``adaptive``, here without a requirement that stops it: in steps of a tenth, compensated by what
+mini-batches measure, which count as iterations. ``oneshot`` is pruned from the dense network to each of them at once
+and has all the rest to recover; ``small`` is a dense network with all widths scaled to the same number of
 synapses, trained from its first weights for the sum, ``unpruned`` the whole one for the longest.
 """
 
@@ -18,10 +19,13 @@ from dataclasses import dataclass
 import torch
 
 from pruning import allocation
+from pruning.adaptive import AccuracyDriven, measured_on, take_step
+from pruning.compensation import Jacobian
 from pruning.files import load_state
 from pruning.masks import masked_layers
 from pruning.methods import METHODS, Method
 from pruning.notation import layers as network_layers
+from pruning.pruner import Pruner
 from pruning.schedules import PolynomialSchedule
 from pruning.strategies import Rounds
 from pruning.study.config import SMALL, STEPS, Plan, Run
@@ -68,6 +72,25 @@ class _Curve:
         training.load_state_dict(state)
         return training
 
+    def prune(self, training: Training, density: float, stream: Iterator, rng: torch.Generator) -> None:
+        """Prune a training to a density as the run's method does; mini-batches that measure count as iterations."""
+        method = METHODS[self.run.method]
+        if not isinstance(method.strategy, AccuracyDriven):
+            cut(training, method, density, rng)
+            return
+        pruner = Pruner(
+            training.model, method.criterion, method.allocation,
+            optimizer=training.optimizer, average=training.average, score_average=True, seed=self.run.seed,
+        )  # fmt: skip
+        strategy, aimed = method.strategy, density * pruner.synapses
+        images = [next(stream)[0] for _ in range(strategy.measured)]
+        training.iteration += len(images)
+        pruner.round = training.iteration  # the random combinations of the outputs follow from it
+        jacobian: Jacobian | None = measured_on(pruner, images, training.control.measuring)
+        while pruner.significant > aimed + 0.5:
+            least = max(strategy.tolerance.keep * pruner.significant, aimed)
+            _, jacobian = take_step(pruner, least, jacobian, strategy.sensitive)
+
 
 def curve(run: Run, context: Context) -> tuple[dict, None]:
     """Measure a method at every compression ratio; the record's parts."""
@@ -105,9 +128,10 @@ def _pruned(curve: _Curve) -> Iterator[dict]:
             length, steps = number * plan.stage, {0: 1 / ratio}
         else:
             length, steps = plan.stage, prunings(method, before, 1 / ratio, plan.stage, plan.rounds)
-        for iteration in range(length):
-            if iteration in steps:
-                cut(training, method, steps[iteration], rng)
+        begin, end = training.iteration, training.iteration + length
+        while training.iteration < end:
+            for time in [time for time in steps if begin + time <= training.iteration]:
+                curve.prune(training, steps.pop(time), stream, rng)
             curve.train(training, stream, 1)
         before = 1 / ratio
         yield _point(curve, ratio, training, curve.context.network)
@@ -135,7 +159,7 @@ def prunings(method: Method, before: float, after: float, stage: int, rounds: in
     ``STEPS`` cuts along a cubic (Zhu and Gupta 2017).
     """
     half = stage // 2
-    if isinstance(method.strategy, Rounds):
+    if isinstance(method.strategy, (Rounds, AccuracyDriven)):
         times = [half * number // (rounds - 1) for number in range(rounds)] if rounds > 1 else [0]
         return {time: before * (after / before) ** ((number + 1) / rounds) for number, time in enumerate(times)}
     fall = PolynomialSchedule(after / before)

@@ -353,9 +353,9 @@ def train(
 
 def _replay(control: PruneControl, evaluations: list, evaluate: Examples, next_images: Callable[[], Tensor]) -> None:
     """Tell the control of evaluations that another run has made."""
-    if evaluations:
-        evaluate()  # looks build on which images were right in the last of them
-    for iteration, measured in evaluations:
+    for number, (iteration, measured) in enumerate(evaluations, start=1):
+        if number == len(evaluations):
+            evaluate()  # looks build on which images were right in the last of them
         if not control.finished:
             control.update(iteration, measured, evaluate, next_images)
 

@@ -33,13 +33,16 @@ def runs(left=LEFT, effort=2.0, loss=0.0, seeds=5):
                     "synapses": 40000 if benchmark.endswith("2c") else 80000,
                     "reached": True,
                 }
-                rows.append(shared | {"method": "unpruned", "density": 1.0, "effort": 1.0, "test_accuracy": 0.9})
+                rows.append(
+                    shared | {"method": "unpruned", "density": 1.0, "effort": 1.0, "cost": 1.0, "test_accuracy": 0.9}
+                )
                 rows.append(
                     shared
                     | {
                         "method": "iterative",
                         "density": own,
                         "effort": effort * (1 + NOISE[seed]),
+                        "cost": effort * (1 + NOISE[seed]),
                         "test_accuracy": 0.9 - loss + NOISE[seed] / 100,
                     }
                 )

@@ -63,20 +63,20 @@ def test_records_count_images_as_old_ones_let_derive():
 
 
 @pytest.mark.usefixtures("results")
-def test_looks_of_frugal_cost_less_than_those_of_adaptive():
+def test_looks_that_end_early_cost_less_than_whole_ones():
     settings = {"interval": 20, "budget": 300}
-    records = {method: run(digits(method, **settings)) for method in ("unpruned", "adaptive", "frugal")}
+    records = {method: run(digits(method, **settings)) for method in ("unpruned", "adaptive", "adaptive-thorough")}
     found = {method: record["result"] for method, record in records.items()}
     assert found["unpruned"]["cost"] == 1 == found["unpruned"]["effort"]
     extra = {name: result["cost"] / result["effort"] for name, result in found.items()}
-    assert 1 < extra["frugal"] < extra["adaptive"]
+    assert 1 < extra["adaptive"] < extra["adaptive-thorough"]
     assert frame([{**records["adaptive"], "result": {**found["adaptive"]}}])["cost"].notna().all()
     old = {name: value for name, value in found["adaptive"].items() if name not in ("cost", "macs_cost")}
     assert frame([{**records["adaptive"], "result": old}])["cost"].isna().all(), "looks cannot be derived"
 
 
 @pytest.mark.usefixtures("results")
-@pytest.mark.parametrize("method", ["unpruned", "iterative", "frugal"])
+@pytest.mark.parametrize("method", ["unpruned", "iterative", "adaptive"])
 def test_a_run_with_confidence_delivers_what_is_certified(method):
     record = run(digits(method, confidence=0.9))
     certificate, result = record["certificate"], record["result"]

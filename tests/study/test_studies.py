@@ -49,7 +49,7 @@ def test_the_committed_studies_load():
 def test_the_study_of_methods_goes_with_the_reports():
     report, methods, ingredients, lenet, smallest = map(load, ("report", "methods", "ingredients", "lenet", "smallest"))
     assert "adaptive" in ingredients.methods and set(ingredients.seeds) > set(report.seeds)
-    every = {method for one in (report, methods, ingredients, smallest, load("frugal")) for method in one.methods}
+    every = {method for one in (report, methods, ingredients, smallest) for method in one.methods}
     assert every == {*METHODS, HASHED} and ingredients.settings["mnist-2c"] == report.settings["mnist-2c"]
     assert set(report.methods) & set(methods.methods) == {"unpruned"}
     assert methods.settings == report.settings and methods.seeds == report.seeds

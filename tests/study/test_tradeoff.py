@@ -29,7 +29,7 @@ pytestmark = pytest.mark.arithmetic
 YAML = """
 title: Tiny
 benchmarks: {digits-2c: {settings: {batch: 32, warmup: 20, averaging: 0.9}}}
-methods: [unpruned, iterative, gradual, oneshot, random, small]
+methods: [unpruned, iterative, gradual, oneshot, random, adaptive, small]
 seeds: [0]
 plan: {ratios: [2, 8], dense: 60, stage: 24, rounds: 3, densities: [0.5, 0.1]}
 """
@@ -150,8 +150,8 @@ def test_the_verb_trains_what_is_missing_and_writes_the_tables(tiny, tmp_path, c
     capsys.readouterr()
     assert main(["tradeoff", file]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:-2]] == [f"{n}/7 {one.name}" for n, one in enumerate(tiny.runs, 1)]
-    assert lines[-2:] == [f"{folder('tiny') / name}.csv: 7 of 7 runs" for name in ("tradeoff", "sensitivity")]
+    assert [line.split(":")[0] for line in lines[:-2]] == [f"{n}/8 {one.name}" for n, one in enumerate(tiny.runs, 1)]
+    assert lines[-2:] == [f"{folder('tiny') / name}.csv: 8 of 8 runs" for name in ("tradeoff", "sensitivity")]
 
 
 def test_no_records_and_no_benchmark_are_one_error_each(tmp_path, monkeypatch, capsys):

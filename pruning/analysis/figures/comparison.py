@@ -25,67 +25,90 @@ from pruning.analysis.figures.style import GREY, INK, SOFT, benchmarks, look, or
 FRONT: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 2))}
 NAMED = (REPORTS, METHOD, PATIENT)
 SIDES = [(1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.8), (-0.7, 0.8), (0.7, -0.8), (-0.7, -0.8), (-0.7, 1.9), (0.7, 1.9)]
+MEASURES = ("effort", "cost")  # by which methods are compared with the synapses they leave
+TITLES = {"effort": "effort: iterations of training", "cost": "cost: all images passed, those evaluated too"}
 BELOW = [(-0.7, -0.8), (0.7, -0.8), *SIDES]  # of the front, where nothing is
 
 
 @styled
 def overview(table: pd.DataFrame) -> Figure:
-    """Draw every method over all settings: training effort against significant synapses, means, and the Pareto front.
+    """Draw every method over all settings: training effort and training cost against significant synapses, two fronts.
 
-    A setting is a benchmark with a requirement; a method counts where it was measured in all of them, a run that did
-    not reach its requirement with all synapses. Left and below is better.
+    Effort counts iterations, cost every image that was evaluated, too. A setting is a benchmark with a requirement; a
+    method is drawn by its mean where it was measured in all of them, a run that did not reach its requirement counts
+    with all synapses. Left and below is better; a dashed line is the Pareto front.
     """
-    import seaborn  # takes a second, with scipy
-
     rows = overall(table)
     rows = rows[rows["method"] != BEST].dropna(subset=["effort"])
-    unpruned = pd.DataFrame({"method": ["unpruned"], "density": [1.0], "effort": [1.0]})
-    rows = pd.concat([rows[["method", "density", "effort"]], unpruned], ignore_index=True)
-    best = pareto(rows)
-    rows["named"] = rows["method"].isin({*best["method"], *NAMED})
-    figure = Figure(figsize=(8.3, 4.9), layout="constrained")
-    axes = figure.subplots()
-    seaborn.scatterplot(rows[~rows["named"]], x="density", y="effort", color=GREY, s=45, ax=axes, legend=False)
-    for row in rows[rows["named"]].itertuples():
-        axes.plot(row.density, row.effort, **look(row.method).mark(13 if row.method == METHOD else 11, zorder=5))
-    x, y = best["density"].to_numpy(), best["effort"].to_numpy()
-    axes.step([x[0], *x], [rows["effort"].max(), *y], where="post", zorder=1, **FRONT)
-    log_axis(axes, "x", 0.75 * rows["density"].min(), 1.5, percents, coarse=100)
-    log_axis(axes, "y", 0.85, 1.3 * rows["effort"].max(), times)
-    axes.set(xlabel="significant synapses (of all, log scale)", ylabel="training effort (ratio, log scale)")
-    axes.grid(axis="x", visible=True)
+    unpruned = pd.DataFrame({"method": ["unpruned"], "density": [1.0], "effort": [1.0], "cost": [1.0]})
+    rows = pd.concat([rows[["method", "density", *MEASURES]], unpruned], ignore_index=True)
+    counted = [measure for measure in MEASURES if measure == "effort" or rows[measure].notna().sum() > 1]
+    figure = Figure(figsize=(11.4, 5.4) if len(counted) > 1 else (8.3, 4.9), layout="constrained")
+    grid = figure.subplots(1, len(counted), squeeze=False, sharey=True)[0]
+    for axes, measure in zip(grid, counted):
+        _overview(axes, rows.dropna(subset=[measure]), measure)
+        log_axis(axes, "x", 0.45 * rows["density"].min(), 1.3, percents, coarse=200)
+        log_axis(axes, "y", 0.85, 1.3 * rows[counted].max().max(), times)
+        axes.set(xlabel="significant synapses (of all, log scale)")
+        axes.set_ylabel(f"training {measure} (ratio, log scale)")
+        axes.set_title(TITLES[measure] if len(counted) > 1 else "", fontsize=10)
+        axes.grid(axis="x", visible=True)
+        axes.yaxis.set_tick_params(labelleft=True)
     settings, seeds = len(table[["benchmark", "requirement"]].drop_duplicates()), table["seed"].nunique()
     note(figure, f"means over {settings} settings and {seeds} seeds; dashed: Pareto front")
     figure.draw_without_rendering()
-    points = rows.sort_values("named", ascending=False)
-    label_points(axes, points, {name: look(name).label.split(" (")[0] for name in points["method"]})
+    for axes, measure in zip(grid, counted):
+        points = rows.dropna(subset=[measure])
+        points = points.assign(named=_named(points, measure)).sort_values(["named", "density"], ascending=[False, True])
+        label_points(axes, points, measure, {name: look(name).label.split(" (")[0] for name in points["method"]})
     return figure
 
 
-def label_points(axes: Axes, points: pd.DataFrame, labels: Mapping[str, str]) -> None:
-    """Name points (``method``, ``density``, ``effort``, ``named``), each where it covers none and no name before it."""
-    places = axes.transData.transform(points[["density", "effort"]].to_numpy())
+def _named(rows: pd.DataFrame, measure: str) -> pd.Series:
+    return rows["method"].isin({*pareto(rows, measure)["method"], *NAMED})
+
+
+def _overview(axes: Axes, rows: pd.DataFrame, measure: str) -> None:
+    """Draw points and front of one measure."""
+    import seaborn  # takes a second, with scipy
+
+    named, best = _named(rows, measure), pareto(rows, measure)
+    seaborn.scatterplot(rows[~named], x="density", y=measure, color=GREY, s=45, ax=axes, legend=False)
+    for row in rows[named].to_dict("records"):
+        mark = look(row["method"]).mark(13 if row["method"] == METHOD else 11, zorder=5)
+        axes.plot(row["density"], row[measure], **mark)
+    x, y = best["density"].to_numpy(), best[measure].to_numpy()
+    axes.step([x[0], *x], [rows[measure].max(), *y], where="post", zorder=1, **FRONT)
+
+
+def label_points(axes: Axes, points: pd.DataFrame, measure: str, labels: Mapping[str, str]) -> None:
+    """Name points (``method``, ``density``, the ``measure``, ``named``), each where it covers no other and no name."""
+    places = axes.transData.transform(points[["density", measure]].to_numpy())
     taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in places]
     frame = axes.get_window_extent()
-    for row in points.itertuples():
-        drawn = {"color": look(row.method).color, "fontweight": "bold"} if row.named else {"color": SOFT}
+    for number, row in enumerate(points.to_dict("records")):
+        own, named = taken[number], row["named"]
+        drawn = {"color": look(row["method"]).color, "fontweight": "bold"} if named else {"color": SOFT}
         found: list = []
-        for right, up in BELOW if row.named else SIDES:
+        for right, up in BELOW if named else SIDES:
             text = axes.annotate(
-                labels[row.method],
-                (row.density, row.effort),
+                labels[row["method"]],
+                (row["density"], row[measure]),
                 (9 * right, 9 * up),
                 textcoords="offset points",
                 ha="left" if right > 0 else "right" if right < 0 else "center",
                 va="bottom" if up > 0 else "top" if up < 0 else "center",
-                fontsize=9.5 if row.named else 8,
+                fontsize=9.5 if named else 8,
                 zorder=6,
+                in_layout=False,
                 path_effects=[withStroke(linewidth=3, foreground="white")],  # readable across a line
                 **drawn,
             )
             box = text.get_window_extent()
             outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
-            found.append((sum(box.overlaps(other) for other in taken) + outside, len(found), text, box))
+            found.append(
+                (sum(box.overlaps(other) for other in taken if other is not own) + 3 * outside, len(found), text, box)
+            )
             if not found[-1][0]:
                 break
         chosen = min(found, key=lambda each: each[:2])
@@ -96,8 +119,10 @@ def label_points(axes: Axes, points: pd.DataFrame, labels: Mapping[str, str]) ->
 
 
 @styled
-def frontier(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+def frontier(table: pd.DataFrame, titles: Mapping[str, str], measure: str = "effort") -> Figure:
     """Draw the frontier: training effort against significant synapses, a panel for each benchmark and requirement.
+
+    With ``measure="cost"`` it is the training cost, every image counted.
 
     Left and below is better. A method's place is its mean, its cross reaches from the smallest to the
     largest seed; the line joins the methods that no other beats in both (Pareto front), unpruned
@@ -122,16 +147,16 @@ def frontier(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
             axes.set_axis_off()
         for row, requirement in enumerate(required[name], start=first):
             runs = part[part["requirement"] == requirement]
-            coloured |= _panel(column[row], runs)
+            coloured |= _panel(column[row], runs, measure)
             head = f"{title(name, titles)}\n" if row == first else ""
             column[row].set_title(f"{head}at {percent(requirement)}", fontsize=10)
-            efforts[row] += runs["effort"].dropna().tolist()
+            efforts[row] += runs[measure].dropna().tolist()
         least, most = 0.75 * part["density"].min(), min(1.3 * part["density"].max(), 1.3)
         log_axis(column[-1], "x", least, most, percents, fine=10, coarse=100)
         column[-1].set_xlabel("significant synapses (of all, log scale)")
     for line, values in zip(grid, efforts):
         least, most = 0.8 * min([1.0, *values]), 1.25 * max([2.0, *values])
-        line[0].set_ylabel("training effort\n(ratio, log scale)")
+        line[0].set_ylabel(f"training {measure}\n(ratio, log scale)")
         log_axis(line[0], "y", least, most, times)
     more = [] if table["reached"].all() else [hollow("hollow: not all runs reached it")]
     entries = [handle(method, grey=method not in coloured) for method in methods]
@@ -141,21 +166,21 @@ def frontier(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     return figure
 
 
-def _panel(axes, runs: pd.DataFrame) -> set[str]:
+def _panel(axes, runs: pd.DataFrame, measure: str) -> set[str]:
     """Draw one setting; returns the methods that have their colour in it."""
-    means, best = runs.groupby("method")[["density", "effort"]].mean(), front(runs)
-    for method in ordered(means.index[means["effort"].notna()]):
+    means, best = runs.groupby("method")[["density", measure]].mean(), front(runs, measure)
+    for method in ordered(means.index[means[measure].notna()]):
         own, named = runs[runs["method"] == method], method in {*best.index, *NAMED}
         drawn = look(method) if named else replace(look(method), color=GREY)
         x, y = means.loc[method]
         cross: dict[str, Any] = {"color": drawn.color, "linewidth": 1, "alpha": 0.6, "zorder": 2 if named else 1}
-        axes.errorbar(x, y, span(own["effort"]), span(own["density"]), **cross)
+        axes.errorbar(x, y, span(own[measure]), span(own["density"]), **cross)
         place = 3 + named + (method == METHOD)
         axes.plot(x, y, **drawn.mark(9 if named else 6, own["reached"].all(), mew=1.1, zorder=place))
     if len(best):
-        x, y = best["density"].to_numpy(), best["effort"].to_numpy()
-        axes.step([x[0], *x, 1.0], [means["effort"].max(), *y, y[-1]], where="post", zorder=3, **FRONT)
-    never = [look(method).label for method in ordered(means.index[means["effort"].isna()])]
+        x, y = best["density"].to_numpy(), best[measure].to_numpy()
+        axes.step([x[0], *x, 1.0], [means[measure].max(), *y, y[-1]], where="post", zorder=3, **FRONT)
+    never = [look(method).label for method in ordered(means.index[means[measure].isna()])]
     if never:
         text = "never reached: " + ", ".join(never)
         axes.text(0.98, 0.97, textwrap.fill(text, 40), transform=axes.transAxes, ha="right", va="top", fontsize=8)

@@ -30,6 +30,10 @@ from pruning.analysis.figures.panels import (
 )  # fmt: skip
 from pruning.analysis.figures.style import INK, REPORTED_LINE, SOFT, Look, look, ordered, percent, styled
 
+MEASURES = {
+    "effort": "effort: iterations over\nthose without pruning\n(log scale)",
+    "cost": "cost: images passed over\nthose without pruning\n(log scale)",
+}
 UPRIGHT: dict[str, Any] = {"ha": "center", "fontsize": 8, "rotation": 90, "fontweight": "bold"}
 
 
@@ -75,28 +79,33 @@ def significant_synapses(table: pd.DataFrame, titles: Mapping[str, str]) -> Figu
 def training_effort(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Draw the report's figure 5: iterations up to the delivered model, and their ratio to training without pruning.
 
+    Below it the ratio of all images passed, those evaluated too, where the records count them (``study.cost``).
     A run that did not reach its requirement counts with the iterations it spent, and its bar is
     hollow and marked; it has no ratio.
     """
-    methods = ordered(table["method"])
-    figure, parts = panels(table, titles, heights=(3, 2.1))
+    methods, counted = ordered(table["method"]), bool(table["cost"].notna().any())
+    figure, parts = panels(table, titles, heights=(3, 2.1, 2.1) if counted else (3, 2.1))
     width = 0.84 / len(methods)
-    for part, (above, below) in parts:
+    for part, (above, *below) in parts:
         requirements = sorted(part["requirement"].unique())
-        below.axhline(1, color=look("unpruned").color, linewidth=1.6)
         for (requirement, method), runs in part.groupby(["requirement", "method"], sort=True):
             place = requirements.index(requirement) + offset(method, methods)
             _bar(above, place, width, runs, look(method))
-            ratios = runs.loc[runs["reached"], "effort"]
-            if method != "unpruned" and len(ratios):
-                points(below, place, ratios, ratios.notna(), look(method))
-        for axes in (above, below):
+            for axes, measure in zip(below, MEASURES):
+                ratios = runs.loc[runs["reached"], measure].dropna()
+                if method != "unpruned" and len(ratios):
+                    points(axes, place, ratios, ratios.notna(), look(method))
+        for axes in (above, *below):
             groups(axes, requirements)
         above.set(xlabel="", ylim=(0, 1.15 * table["iterations"].max()))
-        log_axis(below, "y", 0.85, 1.2 * max(2, table["effort"].max()), times)  # 2 where no run has one
+        for axes, (measure, says) in zip(below, MEASURES.items()):
+            axes.axhline(1, color=look("unpruned").color, linewidth=1.6)
+            log_axis(axes, "y", 0.85, 1.2 * max(2, table[measure].max()), times)  # 2 where no run has one
+            label_first(axes, says)
+            if axes is not below[-1]:
+                axes.set(xlabel="")
         above.yaxis.set_major_formatter("{x:,.0f}")
         label_first(above, "training effort (iterations\nto the delivered model)")
-        label_first(below, "ratio to training without\npruning (log scale)")
     handles: list[Any] = [(handle(method, bar=True), handle(method)) for method in methods]
     names = [look(method).label for method in methods]
     if not table["reached"].all():
