@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor, nn
@@ -88,13 +89,16 @@ class Delivery:
         return self.certificate
 
     def state_dict(self) -> dict:
-        """Return what is kept."""
-        return {name: copy.deepcopy(getattr(self, name)) for name in ("best", "pending", "path")}
+        """Return what is kept, and what was certified."""
+        kept = {name: copy.deepcopy(getattr(self, name)) for name in ("best", "pending", "path")}
+        return kept | {"certificate": None if self.certificate is None else asdict(self.certificate)}
 
     def load_state_dict(self, state: Mapping) -> None:
         """Go on from ``state_dict()``."""
-        for name, value in state.items():
-            setattr(self, name, copy.deepcopy(value))
+        for name in ("best", "pending", "path"):
+            setattr(self, name, copy.deepcopy(state[name]))
+        said = state["certificate"]
+        self.certificate = None if said is None else Certificate(**{**said, "tested": tuple(map(tuple, said["tested"]))})
 
 
 def _thinned(path: list[dict]) -> list[dict]:
