@@ -98,7 +98,9 @@ class Delivery:
         for name in ("best", "pending", "path"):
             setattr(self, name, copy.deepcopy(state[name]))
         said = state["certificate"]
-        self.certificate = None if said is None else Certificate(**{**said, "tested": tuple(map(tuple, said["tested"]))})
+        self.certificate = (
+            None if said is None else Certificate(**{**said, "tested": tuple(map(tuple, said["tested"]))})
+        )
 
 
 def _thinned(path: list[dict]) -> list[dict]:
