@@ -146,7 +146,7 @@ def test_an_unknown_study_or_benchmark(tmp_path):
         load("nothing")
     with pytest.raises(StudyError, match="no study"):
         load(tmp_path / "none.yaml")
-    with pytest.raises(StudyError, match="no study has a benchmark 'imagenet'; known are digits-2c"):
+    with pytest.raises(StudyError, match="no study has a benchmark 'imagenet'; known are .*digits-2c"):
         find("imagenet")
     assert find("mnist-2c").name == "report" and find("digits-2c", "digits").name == "digits"
 
@@ -196,7 +196,7 @@ def test_the_committed_study_of_tradeoffs():
     assert study.plan.ratios == (2, 4, 8, 16, 32, 64)
     assert study.benchmarks == ("mnist-2c", "mnist-3c", "cifar10-2c", "cifar10-3c")
     assert all(run.settings.flip == run.benchmark.startswith("cifar") for run in study.runs)
-    assert len({run.name for run in study.runs}) == len({run.key for run in study.runs}) == 4 * 3 * 7
+    assert len({run.name for run in study.runs}) == len({run.key for run in study.runs}) == 4 * 3 * 8
     with pytest.raises(StudyError, match="measures trade-offs: its runs have no requirement"):
         study.select(requirements=[0.9])
 
@@ -205,7 +205,7 @@ def test_the_committed_study_of_tradeoffs():
     ("old", "new", "said"),
     [
         ("title: Tiny", "titel: Tiny", "titel: unknown key; known are title, plan"),
-        ("digits-2c", "digits-9c", "no benchmark 'digits-9c'; known are digits-2c"),
+        ("digits-2c", "digits-9c", "no benchmark 'digits-9c'; known are .*digits-2c"),
         ("settings: {batch", "{batch", "not valid YAML"),
         ("batch: 32", "patience: 3", "benchmarks.digits-2c.settings.patience: unknown key; known are batch"),
         ("batch: 32", "batch: 0", "benchmarks.digits-2c.settings.batch"),
