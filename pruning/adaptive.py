@@ -27,9 +27,10 @@ class AccuracyDriven(Strategy):
 
     ``measured`` counts the mini-batches that are spent, once for several steps, to find how the outputs depend on the
     weights: on which the least (``sensitive``), and what those that stay must change by (``compensation``); 0 measures
-    and compensates nothing. A look at the accuracy after some steps ends as soon as it is settled, which is wrong with
-    at most the probability ``error``, and what may be delivered is evaluated whole when the control stops; with 0 every
-    single step is evaluated whole.
+    and compensates nothing. Where the loop lets it look at some of the examples (``looks.Examples``), a look after
+    some steps ends as soon as it is settled, which is wrong with at most the probability ``error``, or goes by its
+    estimate after a part of them; what may be delivered is evaluated whole when the control stops. With 0 every single
+    step is evaluated whole.
     """
 
     tolerance: AccuracyTolerance
@@ -92,12 +93,13 @@ class _Descent:
         self.lowest, self.keep = floor * pruner.synapses, tolerance.keep
         self.iteration, self.accuracy = evaluation.iteration, evaluation.accuracy
         self.jacobian: Jacobian | None = None
+        self.idle = False
         self.fresh = False  # whether the Jacobian was measured where the next step starts
 
     @property
     def over(self) -> bool:
-        """Whether no whole step is left above the lowest density."""
-        return self.pruner.exhausted or self.keep**0.5 * self.pruner.significant < self.lowest
+        """Whether no whole step is left above the lowest density, or steps have come to remove nothing."""
+        return self.idle or self.pruner.exhausted or self.keep**0.5 * self.pruner.significant < self.lowest
 
     def go(self) -> dict[str, float] | None:
         """Descend as far as looks allow; returns the last thresholds.
@@ -154,9 +156,9 @@ class _Descent:
         """Take at most so many steps, at least one; returns their number and the last thresholds."""
         pruner, steps, thresholds = self.pruner, 0, dict[str, float]()
         while not steps or (steps < most and not self.over):
-            aimed = max(self.keep * pruner.significant, self.lowest)
+            before, aimed = pruner.significant, max(self.keep * pruner.significant, self.lowest)
             thresholds, self.jacobian = take_step(pruner, aimed, self.jacobian, self.strategy.sensitive)
-            steps += 1
+            steps, self.idle = steps + 1, pruner.significant == before
         return steps, thresholds
 
 
@@ -165,11 +167,11 @@ def take_step(
 ) -> tuple[dict[str, float], Jacobian | None]:
     """Prune to so many synapses, compensated where there is a Jacobian; returns thresholds and what is left of it.
 
-    One synapse at least goes, and one in each layer stays.
+    One synapse at least is to go, and as many as there are layers stay.
     """
     pruner.round += 1
     target = max(min(aimed, pruner.significant - 1), len(pruner.layers))
-    thresholds = pruner.prune(dict.fromkeys(pruner.layers, target / pruner.synapses), jacobian, sensitive)
+    thresholds = pruner.prune_to(target, jacobian, sensitive)
     if jacobian is not None:
         jacobian = jacobian.within({name: layer.mask for name, layer in pruner.layers.items()})
     return thresholds, jacobian

@@ -156,7 +156,7 @@ class Jacobian:
             warnings.warn(
                 f"compensation measures {self.columns.total:,} weights on {self.gradients.samples} samples, "
                 f"{self.needed / 2**30:.1f} GiB: it works in blocks of {memory / 2**29:.2g} GiB, each a pass through "
-                f"the samples, {math.ceil(self.needed / memory / 2)} for the first step and fewer for the next; more "
+                f"the samples, {math.ceil(self.needed / memory / 2)} for the measurement and fewer for each step; more "
                 "memory or fewer samples make it faster",
                 stacklevel=3,
             )
@@ -207,13 +207,16 @@ class Jacobian:
     def sensitivities(self, damping: float = 0.1) -> dict[str, Tensor]:
         """Return what to multiply magnitudes by, so that they tell more of what cutting a weight does to the outputs.
 
-        By layer, in the shape of the weight. Cutting one weight moves the outputs by its magnitude times the root mean
-        square of its column of the Jacobian, and it is this product that Optimal Brain Damage ranks by (LeCun et al.
-        1990). A few samples know it of many weights only roughly, and most of what moves is made up for; so it is the
-        geometric mean of the product and of the magnitude that ranks here: the factor is the root of that root mean
-        square, with ``damping`` as in ``compensate``.
+        By layer, in the shape of the weight, 0 for what is pruned. Cutting one weight moves the outputs by its
+        magnitude times the root mean square of its column of the Jacobian, much as Optimal Brain Damage ranks by what
+        it does to the loss (LeCun et al. 1990). A few samples know it of many weights only roughly, and most of what
+        moves is made up for; so the geometric mean of this product and of the magnitude ranks here: the factor is the
+        root of that root mean square, once ``damping`` times the mean over all columns is added to its square. Where
+        the outputs depend on nothing, all factors are the same.
         """
         squares = self._squares()
+        if not squares.any():
+            squares = torch.ones_like(squares)
         factors = (squares + damping * squares.mean()).pow(0.25).to(self.gradients.dtype)
         found = {name: torch.zeros(shape, dtype=factors.dtype, device=factors.device)
                  for name, shape in self.columns.shapes.items()}  # fmt: skip
@@ -221,10 +224,9 @@ class Jacobian:
         return {layer: found[name] for layer, name in self.columns.weights.items()}
 
     def _squares(self) -> Tensor:
-        if self.squares is None and self._small:
-            self.squares = self.rows.square().sum(0)
-        elif self.squares is None:
-            self._survey()
+        if self.squares is None:
+            rows = self._small
+            self.squares = rows.square().sum(0) if rows is not None else self._survey()[1]
         return self.squares
 
     @torch.no_grad()
@@ -253,10 +255,12 @@ class Jacobian:
 
     def _changes(self, vectors: list[Tensor], stays: Tensor, free: Tensor, damping: float) -> list[Tensor]:
         """Compute what the free columns of each vector of weights [columns] change by."""
-        if self._small:
-            may_change = self.rows[:, self.columns.movable(free.device)] if self.columns.frozen else self.rows
+        if not free.any():
+            return [vector[free] for vector in vectors]
+        if (rows := self._small) is not None:
+            may_change = rows[:, self.columns.movable(free.device)] if self.columns.frozen else rows
             ridge = damping * may_change.square().sum() / may_change.shape[1]
-            left, cut = self.rows[:, free], self.rows[:, ~stays]
+            left, cut = rows[:, free], rows[:, ~stays]
             factor = _factor(left @ left.T, ridge)
             if factor is not None:
                 moved = [cut @ vector[~stays] for vector in vectors]
@@ -264,11 +268,11 @@ class Jacobian:
         return self._changes_in_blocks(vectors, stays, free, damping)
 
     @property
-    def _small(self) -> bool:
-        """Whether all rows are there, in a precision that they can be multiplied in."""
-        return self.rows is not None and self.rows.dtype.itemsize >= 4
+    def _small(self) -> Tensor | None:
+        """All rows, if they are there in a precision that they can be multiplied in."""
+        return self.rows if self.rows is not None and self.rows.dtype.itemsize >= 4 else None
 
-    def _survey(self) -> None:
+    def _survey(self) -> tuple[Tensor, Tensor]:
         """Find the Gram matrix of the columns that may change and the squares of all, some columns at a time."""
         samples, movable = self.gradients.samples, self.columns.movable(self.gradients.device)
         gram = torch.zeros(samples, samples, dtype=torch.float64, device=movable.device)
@@ -278,12 +282,12 @@ class Jacobian:
             part.mul_(movable[numbers])
             gram.addmm_(part, part.T)
         self.gram, self.squares = gram, squares
+        return gram, squares
 
     def _changes_in_blocks(self, vectors: list[Tensor], stays: Tensor, free: Tensor, damping: float) -> list[Tensor]:
         """Compute the same some columns at a time, of those that are cut."""
-        if self.gram is None:
-            self._survey()
-        gram, samples, movable = self.gram, self.gradients.samples, self.columns.movable(free.device)
+        gram = self._survey()[0] if self.gram is None else self.gram
+        samples, movable = self.gradients.samples, self.columns.movable(free.device)
         cut, moved = torch.zeros_like(gram), [torch.zeros_like(gram[0]) for _ in vectors]
         for numbers, part in self._blocks((~stays).nonzero()[:, 0]):
             for one, vector in zip(moved, vectors):

@@ -97,7 +97,7 @@ class Delivery:
         """Go on from ``state_dict()``."""
         for name in ("best", "pending", "path"):
             setattr(self, name, copy.deepcopy(state[name]))
-        said = state["certificate"]
+        said = state.get("certificate")  # which older states lack
         self.certificate = (
             None if said is None else Certificate(**{**said, "tested": tuple(map(tuple, said["tested"]))})
         )

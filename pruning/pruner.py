@@ -113,21 +113,34 @@ class Pruner:
         return {name: self.criterion(layers[name], generator) for name in self.layers}
 
     @torch.no_grad()
-    def prune(
-        self, amounts: Mapping[str, float], jacobian: Jacobian | None = None, sensitive: bool = False
-    ) -> dict[str, float]:
-        """Prune each layer by its amount, and compensate by a Jacobian where one is given; returns the thresholds.
+    def prune(self, amounts: Mapping[str, float]) -> dict[str, float]:
+        """Prune each layer by its amount, a density for most allocations; returns the thresholds."""
+        return self._prune(amounts, self._scores())
 
-        With ``sensitive`` the scores are multiplied by the sensitivities that the Jacobian knows.
+    @torch.no_grad()
+    def prune_to(self, count: float, jacobian: Jacobian | None = None, sensitive: bool = False) -> dict[str, float]:
+        """Prune to so many synapses over all layers, and compensate by a Jacobian where one is given.
+
+        Returns the thresholds. With ``sensitive`` they are those of scores multiplied by the sensitivities that the
+        Jacobian knows, if there is one.
         """
+        scores = self._scores()
+        if jacobian is not None and sensitive:
+            scores = _weighed(scores, jacobian.sensitivities())
+        scored = [layer for name, layer in self.layers.items() if name in scores]
+        others = self.significant - sum(layer.significant for layer in scored)
+        amount = max(count - others, 1) / sum(layer.synapses for layer in scored)
+        return self._prune(dict.fromkeys(scores, amount), scores, jacobian)
+
+    def _scores(self) -> Mapping[str, Tensor]:
+        """Score the layers; one without scores, such as a frozen one where gradients score, stays as it is."""
         for layers in (self.layers, self.averages):
             _require_finite(layers)
-        scores = self.hook.scores(self)
-        if jacobian is not None and sensitive:
-            factors = jacobian.sensitivities()
-            copy_from_first(factors.values())
-            scores = {name: score * factors[name].to(score.dtype) for name, score in scores.items()}
-        # A layer without scores, such as a frozen one where gradients score, stays as it is.
+        return self.hook.scores(self)
+
+    def _prune(
+        self, amounts: Mapping[str, float], scores: Mapping[str, Tensor], jacobian: Jacobian | None = None
+    ) -> dict[str, float]:
         scored = {name: layer for name, layer in self.layers.items() if name in scores}
         thresholds = self.allocation(scored, scores, {name: amounts[name] for name in scored})
         if bad := [name for name, threshold in thresholds.items() if math.isnan(threshold)]:
@@ -222,6 +235,17 @@ class Together:
         """Go on from ``state_dict()``."""
         for place, each in enumerate(self.optimizers):
             each.load_state_dict(state[str(place)])
+
+
+def _weighed(scores: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Multiply scores by factors, the same in all processes."""
+    if below := [name for name, score in scores.items() if (score < 0).any()]:
+        raise ValueError(
+            f"the scores of layer '{below[0]}' fall below zero, where a factor would turn their order round: "
+            "take a criterion without a sign, or AccuracyDriven(..., sensitive=False)"
+        )
+    copy_from_first(factors.values())
+    return {name: score * factors[name].to(score.dtype) for name, score in scores.items()}
 
 
 def _clear_momentum(optimizer: torch.optim.Optimizer | Together, layer: Synapses) -> None:

@@ -75,9 +75,7 @@ class Target:
         parts = []
         if self.values:
             numbers = (self.mean, min(self.values), max(self.values))
-            mean, least, most = (
-                f"{n:,.{self.decimals}f}" if self.kind == "count" else formatted(n, self.kind) for n in numbers
-            )
+            mean, least, most = map(self._formatted, numbers)
             parts.append(f"{mean} ({least} to {most}, {len(self.values)} seeds)")
         if self.missed:
             parts.append(f"{self.missed} did not get there")
@@ -142,14 +140,24 @@ def targets(table: pd.DataFrame, records: Iterable[Mapping], method: str = METHO
 
 def _wins(own: pd.DataFrame, table: pd.DataFrame, missing: tuple[str, ...]) -> Target:
     """Count a seed's settings in which a method left fewer synapses than the best other one, at a lower cost."""
-    others = table[table["method"].map(other).astype(bool) & table["reached"]]
-    best = others.sort_values([*SETTING, "seed", "density", "method"]).drop_duplicates([*SETTING, "seed"])
-    pairs = own.merge(best, on=[*SETTING, "seed"], suffixes=("", "_other"))
-    won = (pairs["density"] < pairs["density_other"]) & (pairs["cost"] < pairs["cost_other"].astype(float))
-    values = tuple(float(value) for value in won.groupby(pairs["seed"]).sum())
     what = "settings of twelve with fewer synapses than the best other method in hindsight, at a lower cost than it"
-    gap = missing if len(pairs) else missing or ("other methods",)
-    return Target(what, 9, "count", True, values, missing=gap)
+    place = [*SETTING, "seed"]
+    others = table[table["method"].map(other).astype(bool)]
+    others = others.assign(density=others["density"].where(others["reached"], 1.0))
+    best = others.sort_values([*place, "density", "method"]).drop_duplicates(place)
+    pairs = own.merge(best[[*place, "density", "cost", "reached"]], on=place, how="left", suffixes=("", "_other"))
+    if len(own) and pairs["density_other"].isna().any():
+        missing = (*missing, "other methods")
+    # One that did not get there has no cost that could be lower.
+    cost = pairs["cost_other"].astype(float).where(pairs["reached_other"].eq(True), math.inf)
+    if (pairs["cost"].isna() & pairs["reached"]).any() or cost.isna().any():
+        missing = (*missing, "images evaluated")
+    if missing or not len(own):
+        return Target(what, 9, "count", True, missing=missing)
+    won = (pairs["density"] < pairs["density_other"]) & (pairs["cost"] < cost)
+    whole = pairs.groupby("seed")["seed"].transform("size") == pairs[SETTING].drop_duplicates().shape[0]
+    values = tuple(float(value) for value in won[whole].groupby(pairs["seed"]).sum())
+    return Target(what, 9, "count", True, values)
 
 
 def _target(
@@ -157,6 +165,8 @@ def _target(
 ) -> Target:
     settings = rows[SETTING].drop_duplicates().shape[0]
     whole = rows.groupby("seed").filter(lambda part: len(part) == settings)
+    if name == "cost" and (whole["cost"].isna() & whole["reached"]).any():
+        return Target(what, bound, kind, least, missing=(*missing, "images evaluated"))
     values = tuple(float(value) for value in whole.groupby("seed")[name].mean().dropna())
     return Target(what, bound, kind, least, values, int(whole[name].isna().sum()), missing)
 

@@ -142,6 +142,12 @@ class Run(Strict):
             member(BENCHMARKS, "benchmark", self.benchmark)
         if (self.requirement is None) == (self.plan is None):
             raise ValueError("a run has either a requirement or a plan")
+        measured = getattr(METHODS[self.method].strategy, "measured", 0) if self.method in METHODS else 0
+        if self.plan and self.plan.stage < 2 * (measured + 1) * self.plan.rounds:
+            raise ValueError(
+                f"half a stage of {self.plan.stage} iterations has no room for {self.plan.rounds} rounds of "
+                f"'{self.method}', each of which measures on {measured} mini-batches"
+            )
         if self.method == HASHED and self.settings.confidence:
             raise ValueError("HashedNets have no path of networks that could be certified: leave out 'hashed'")
         return self

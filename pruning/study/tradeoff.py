@@ -13,6 +13,7 @@ synapses, trained from its first weights for the sum, ``unpruned`` the whole one
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,6 @@ import torch
 
 from pruning import allocation
 from pruning.adaptive import AccuracyDriven, measured_on, take_step
-from pruning.compensation import Jacobian
 from pruning.files import load_state
 from pruning.masks import masked_layers
 from pruning.methods import METHODS, Method
@@ -86,9 +86,10 @@ class _Curve:
         images = [next(stream)[0] for _ in range(strategy.measured)]
         training.iteration += len(images)
         pruner.round = training.iteration  # the random combinations of the outputs follow from it
-        jacobian: Jacobian | None = measured_on(pruner, images, training.control.measuring)
-        while pruner.significant > aimed + 0.5:
-            least = max(strategy.tolerance.keep * pruner.significant, aimed)
+        jacobian = measured_on(pruner, images, training.control.measuring) if images else None
+        before = math.inf
+        while aimed + 0.5 < pruner.significant < before:
+            before, least = pruner.significant, max(strategy.tolerance.keep * pruner.significant, aimed)
             _, jacobian = take_step(pruner, least, jacobian, strategy.sensitive)
 
 
@@ -133,6 +134,7 @@ def _pruned(curve: _Curve) -> Iterator[dict]:
             for time in [time for time in steps if begin + time <= training.iteration]:
                 curve.prune(training, steps.pop(time), stream, rng)
             curve.train(training, stream, 1)
+        assert not steps and training.iteration == end, "Plan has made sure of the room"
         before = 1 / ratio
         yield _point(curve, ratio, training, curve.context.network)
 

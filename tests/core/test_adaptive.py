@@ -12,10 +12,13 @@ from torch import nn
 
 from pruning import density, masked, masked_layers
 from pruning.adaptive import AccuracyDriven
+from pruning.allocation import global_threshold, std_threshold, uniform
 from pruning.compensation import Jacobian
 from pruning.control import PruneControl
+from pruning.criteria import magnitude
 from pruning.methods import METHODS
 from pruning.notation import lenet
+from pruning.pruner import Pruner
 from pruning.schedules import AccuracyTolerance
 from pruning.study import datasets
 from pruning.study.config import Recipe, Settings
@@ -122,6 +125,56 @@ def test_the_last_descent_tries_half_a_step_where_a_whole_one_fails():
     assert control.events[-1].phase == "look" and control.best["density"] == pytest.approx(0.5**0.5, abs=0.01)
     assert last.action == "effort spent" == control.events[-1].action and last.finished and control.finished
     assert len(measured) == 6, "two mini-batches a descent"
+
+
+@pytest.mark.parametrize("allocation", [uniform, std_threshold])
+def test_a_descent_ends_where_steps_come_to_remove_nothing(allocation):
+    method = replace(METHODS["adaptive"], allocation=allocation)
+    method = replace(method, strategy=AccuracyDriven(AccuracyTolerance(keep=0.5, decay=math.inf)))
+    model = masked(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 40), nn.ReLU(), nn.Linear(40, 2)))
+    control = PruneControl(model, 0.9, method)
+    assert control.update(20, 0.95, lambda: 0.95).iteration == 20 and control.density < 1
+
+
+def test_layers_without_scores_count_as_they_are():
+    """Where some layers are not scored, the others give what is asked for all."""
+    model = masked(nn.Sequential(nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 10)))
+    pruner = Pruner(model, magnitude, global_threshold)
+    pruner.hook.scores = lambda asked: {"0": model[0].weight.abs()}
+    pruner.prune_to(120)
+    assert [layer.significant for layer in pruner.layers.values()] == [20, 100]
+    pruner.prune_to(50)  # the other layer alone has more
+    assert [layer.significant for layer in pruner.layers.values()] == [1, 100]
+
+
+def test_scores_are_weighed_by_what_the_outputs_depend_on():
+    torch.manual_seed(0)
+    model = masked(nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 4, bias=False)))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[1].weight.fill_(1.0)
+        model[1].weight[:, 4:] = 0.01  # half of the hidden neurons hardly reach an output
+    inputs = torch.randn(64, 8)
+    factors = Jacobian(model, [inputs], torch.Generator().manual_seed(0)).sensitivities()
+    assert (factors["0"][:4] > 1.4 * factors["0"][4:].max()).all()
+    pruner = Pruner(model, magnitude, global_threshold)
+    pruner.prune_to(64, Jacobian(model, [inputs], torch.Generator().manual_seed(0)), sensitive=True)
+    assert model[0].mask[:4].all() and model[0].mask[4:].sum() < 24
+    # Where the outputs depend on nothing, magnitudes decide; scores with a sign are refused.
+    dead = masked(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    with torch.no_grad():
+        dead[0].bias.fill_(-100)
+    jacobian = Jacobian(dead, [inputs[:, :4]], torch.Generator().manual_seed(0))
+    assert jacobian.sensitivities()["0"].unique().tolist() == [1.0]
+    signed = Pruner(model, lambda layer, generator: layer.weight - 1, global_threshold)
+    with pytest.raises(ValueError, match="scores of layer '0' fall below zero.*sensitive=False"):
+        signed.prune_to(32, Jacobian(model, [inputs], torch.Generator().manual_seed(0)), sensitive=True)
+
+
+def test_a_hook_that_learns_under_the_mask_is_not_compensated():
+    method = replace(METHODS["surgery"], strategy=METHODS["adaptive"].strategy)
+    with pytest.raises(ValueError, match="hook lets learn: take measured=0"):
+        PruneControl(tiny(), 0.9, method)
 
 
 def test_adaptives_density_falls_no_faster_than_its_decay():

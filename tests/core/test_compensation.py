@@ -462,7 +462,7 @@ def test_blocks_give_what_all_rows_give():
     frozen = {"0.bias"}
     whole = Jacobian(model, [inputs], torch.Generator().manual_seed(0), frozen)
     # 1,005 weights that may change, 70 samples, 4 bytes: eight times 40 kB.
-    with pytest.warns(UserWarning, match="in blocks of .* 8 for the first step"):
+    with pytest.warns(UserWarning, match="in blocks of .* 8 for the measurement"):
         blocks = Jacobian(model, [inputs], torch.Generator().manual_seed(0), frozen, memory=2e4)
     assert whole.rows is not None and blocks.rows is None and blocks.needed == 1005 * 70 * 4
     steps, changed = [pruned_at_random(model, 0.3, 0)], [copy.deepcopy(model), copy.deepcopy(model)]
@@ -470,6 +470,8 @@ def test_blocks_give_what_all_rows_give():
         source = torch.Generator().manual_seed(seed)
         last = steps[-1].items()
         steps.append({name: mask & (torch.rand(mask.shape, generator=source) > 0.2) for name, mask in last})
+    for name, factors in whole.sensitivities().items():
+        assert torch.allclose(blocks.sensitivities()[name], factors, rtol=1e-4)
     for jacobian, one in zip((whole, blocks), changed):
         jacobian.compensate(steps[-1], [copy.deepcopy(one)])  # a step that was too far
         measured = [jacobian]

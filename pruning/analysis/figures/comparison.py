@@ -180,9 +180,12 @@ def _panel(axes, runs: pd.DataFrame, measure: str) -> set[str]:
     if len(best):
         x, y = best["density"].to_numpy(), best[measure].to_numpy()
         axes.step([x[0], *x, 1.0], [means[measure].max(), *y, y[-1]], where="post", zorder=3, **FRONT)
-    never = [look(method).label for method in ordered(means.index[means[measure].isna()])]
-    if never:
-        text = "never reached: " + ", ".join(never)
+    absent = means.index[means[measure].isna()]
+    never = [method for method in ordered(absent) if not runs.loc[runs["method"] == method, "reached"].any()]
+    uncounted = [method for method in ordered(absent) if method not in never]
+    said = {"never reached: ": never, f"{measure} not counted: ": uncounted}
+    text = "; ".join(start + ", ".join(look(name).label for name in names) for start, names in said.items() if names)
+    if text:
         axes.text(0.98, 0.97, textwrap.fill(text, 40), transform=axes.transAxes, ha="right", va="top", fontsize=8)
     axes.grid(axis="x", visible=True)
     return {*best.index, *NAMED}
