@@ -1,7 +1,8 @@
 """The study's own strategy: descents as far as a tolerance lets the accuracy fall, each step compensated.
 
-A descent takes longer and longer strides as long as the accuracy stays high enough, and shorter ones where it did not,
-so that few looks find out how far it goes (galloping search, Bentley and Yao 1976); a look itself ends as soon as it is
+A descent is the series of steps at one evaluation. It takes several steps between two looks, a stride: up to four times
+as many after a look that passes, fewer after one that fails, by the accuracy lost so far. So few looks find out how far
+it goes (galloping search, Bentley and Yao 1976); a look itself ends as soon as it is
 settled (``pruning.looks``).
 """
 
@@ -25,12 +26,12 @@ from pruning.strategies import Decision, Evaluation, Feedback, Strategy
 class AccuracyDriven(Strategy):
     """Prune at every evaluation step by step, as far as a tolerance lets the accuracy fall; undo what falls below it.
 
-    ``measured`` counts the mini-batches that are spent, once for several steps, to find how the outputs depend on the
-    weights: on which the least (``sensitive``), and what those that stay must change by (``compensation``); 0 measures
-    and compensates nothing. Where the loop lets it look at some of the examples (``looks.Examples``), a look after
-    some steps ends as soon as it is settled, which is wrong with at most the probability ``error``, or goes by its
-    estimate after a part of them; what may be delivered is evaluated whole when the control stops. With 0 every single
-    step is evaluated whole.
+    At a descent ``measured`` mini-batches are spent, once for several steps, to find how the outputs depend on the
+    weights. This ranks the weights together with their magnitudes (``sensitive``) and says how the remaining ones must
+    change (``compensation``); with ``measured=0`` nothing is measured or compensated. Where the loop passes
+    ``looks.Examples``, a look ends as soon as it is settled, with a probability of at most ``error`` of being wrong, or
+    goes by its estimate after a part of the examples; otherwise each look evaluates all of them. What may be delivered
+    is evaluated on all examples when the control stops. With ``error=0`` every step is evaluated on all examples.
     """
 
     tolerance: AccuracyTolerance
@@ -81,7 +82,7 @@ class AccuracyDriven(Strategy):
 
 
 class _Descent:
-    """One descent: where it stands, and the place to go back to."""
+    """The steps taken at one evaluation: how far they have come, and what the next one starts from."""
 
     def __init__(
         self, strategy: AccuracyDriven, pruner: Pruner, evaluation: Evaluation, feedback: Feedback, least: float
@@ -98,7 +99,7 @@ class _Descent:
 
     @property
     def over(self) -> bool:
-        """Whether no whole step is left above the lowest density, or steps have come to remove nothing."""
+        """Whether no whole step is left above the lowest density, or the last step removed nothing."""
         return self.idle or self.pruner.exhausted or self.keep**0.5 * self.pruner.significant < self.lowest
 
     def go(self) -> dict[str, float] | None:
@@ -137,7 +138,7 @@ class _Descent:
         return int(min(max(room, 1), most)) if self.strategy.error else 1
 
     def _room(self, steps: int, accuracy: float) -> float:
-        """Guess after how many steps the least accuracy is left, where so many left ``accuracy``.
+        """Estimate after how many steps the accuracy falls to the least allowed, if it is ``accuracy`` after ``steps``.
 
         What is lost grows with the square of the steps: the first ones cut what matters least.
         """
@@ -165,9 +166,10 @@ class _Descent:
 def take_step(
     pruner: Pruner, aimed: float, jacobian: Jacobian | None, sensitive: bool
 ) -> tuple[dict[str, float], Jacobian | None]:
-    """Prune to so many synapses, compensated where there is a Jacobian; returns thresholds and what is left of it.
+    """Prune to about ``aimed`` synapses over all layers, and compensate where there is a Jacobian.
 
-    One synapse at least is to go, and as many as there are layers stay.
+    At least one synapse is to go, but no fewer stay than there are layers. Returns the thresholds by layer, and the
+    Jacobian of the remaining columns.
     """
     pruner.round += 1
     target = max(min(aimed, pruner.significant - 1), len(pruner.layers))

@@ -147,7 +147,7 @@ class Jacobian:
         self.gradients = SampleGradients(plain, batches, chosen, generator, output=output, logits=logits, memory=memory)
         # Of the columns that may change, in double precision, and of those that stayed in the last step.
         self.gram: Tensor | None = None
-        self.squares: Tensor | None = None  # the mean square of each column
+        self.squares: Tensor | None = None  # [columns], the mean square of each column
         self.gram_left: tuple[Tensor, Tensor] | None = None
         self.rows = None
         if self.needed <= memory:
@@ -204,15 +204,15 @@ class Jacobian:
         return other
 
     @torch.no_grad()
-    def sensitivities(self, damping: float = 0.1) -> dict[str, Tensor]:
-        """Return what to multiply magnitudes by, so that they tell more of what cutting a weight does to the outputs.
+    def score_factors(self, damping: float = 0.1) -> dict[str, Tensor]:
+        """Return factors that make magnitudes reflect what cutting a weight does to the outputs.
 
         By layer, in the shape of the weight, 0 for what is pruned. Cutting one weight moves the outputs by its
         magnitude times the root mean square of its column of the Jacobian, much as Optimal Brain Damage ranks by what
-        it does to the loss (LeCun et al. 1990). A few samples know it of many weights only roughly, and most of what
-        moves is made up for; so the geometric mean of this product and of the magnitude ranks here: the factor is the
-        root of that root mean square, once ``damping`` times the mean over all columns is added to its square. Where
-        the outputs depend on nothing, all factors are the same.
+        it does to the loss (LeCun et al. 1990). Few samples estimate this only roughly, and compensation restores most
+        of what moves. So weights are ranked by the geometric mean of this product and the magnitude. The factor is the
+        square root of the root mean square, after ``damping`` times the mean square over all columns is added to the
+        mean square. Where the outputs depend on nothing, all factors are the same.
         """
         squares = self._squares()
         if not squares.any():
@@ -269,11 +269,11 @@ class Jacobian:
 
     @property
     def _small(self) -> Tensor | None:
-        """All rows, if they are there in a precision that they can be multiplied in."""
+        """All rows [samples, columns] if they are kept in single precision or better, otherwise None."""
         return self.rows if self.rows is not None and self.rows.dtype.itemsize >= 4 else None
 
     def _survey(self) -> tuple[Tensor, Tensor]:
-        """Find the Gram matrix of the columns that may change and the squares of all, some columns at a time."""
+        """Compute, in blocks, the Gram matrix [samples, samples] of what may change and the mean squares [columns]."""
         samples, movable = self.gradients.samples, self.columns.movable(self.gradients.device)
         gram = torch.zeros(samples, samples, dtype=torch.float64, device=movable.device)
         squares = torch.empty(len(movable), dtype=torch.float64, device=movable.device)
@@ -285,7 +285,7 @@ class Jacobian:
         return gram, squares
 
     def _changes_in_blocks(self, vectors: list[Tensor], stays: Tensor, free: Tensor, damping: float) -> list[Tensor]:
-        """Compute the same some columns at a time, of those that are cut."""
+        """Compute the same, going through the cut columns in blocks."""
         gram = self._survey()[0] if self.gram is None else self.gram
         samples, movable = self.gradients.samples, self.columns.movable(free.device)
         cut, moved = torch.zeros_like(gram), [torch.zeros_like(gram[0]) for _ in vectors]

@@ -272,7 +272,10 @@ def _require_sense(control: PruneControl) -> None:
     if control.goal.score == "any" and control.goal.slack is None and control.strategy.tolerates:
         raise ValueError("this method lets the score fall below the requirement at first: say how far by slack=...")
     if control.hook.learns_masked and getattr(control.strategy, "measured", 0):
-        raise ValueError("compensation zeroes what is pruned, which the method's hook lets learn: take measured=0")
+        raise ValueError(
+            "compensation sets pruned weights to zero, but the method's hook keeps training them: "
+            "use AccuracyDriven(..., measured=0)"
+        )
     if unknown := set(control.measuring) - {"output", "logits", "memory"}:
         raise ValueError(f"measuring takes output, logits and memory, got {sorted(unknown)}")
     if control.confidence is not None and not 0 < control.confidence < 1:

@@ -169,8 +169,8 @@ METHODS: Mapping[str, Method] = {
     ),
     # The study's own, at twice the unpruned effort, at more, and at much more; then with one ingredient off each.
     "adaptive": _adaptive(
-        "steps that the accuracy allows, weighed by what the outputs depend on and compensated, at twice the unpruned "
-        "effort; this study"
+        "compensated steps as far as the accuracy allows, scored by magnitude and effect on the outputs, at twice the "
+        "unpruned effort; this study"
     ),
     "adaptive-patient": _adaptive(
         "adaptive at five times the unpruned effort; this study", effort=5.0, depth=0.03, patience=10.0

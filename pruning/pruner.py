@@ -119,14 +119,14 @@ class Pruner:
 
     @torch.no_grad()
     def prune_to(self, count: float, jacobian: Jacobian | None = None, sensitive: bool = False) -> dict[str, float]:
-        """Prune to so many synapses over all layers, and compensate by a Jacobian where one is given.
+        """Prune to ``count`` synapses over all layers, and compensate by a Jacobian where one is given.
 
-        Returns the thresholds. With ``sensitive`` they are those of scores multiplied by the sensitivities that the
-        Jacobian knows, if there is one.
+        Returns the thresholds by layer. With ``sensitive`` and a Jacobian, scores are first multiplied by the
+        Jacobian's factors. ``ValueError`` where such scores are negative, or weights or scores are not finite.
         """
         scores = self._scores()
         if jacobian is not None and sensitive:
-            scores = _weighed(scores, jacobian.sensitivities())
+            scores = _weighed(scores, jacobian.score_factors())
         scored = [layer for name, layer in self.layers.items() if name in scores]
         others = self.significant - sum(layer.significant for layer in scored)
         amount = max(count - others, 1) / sum(layer.synapses for layer in scored)
@@ -241,8 +241,8 @@ def _weighed(scores: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> dic
     """Multiply scores by factors, the same in all processes."""
     if below := [name for name, score in scores.items() if (score < 0).any()]:
         raise ValueError(
-            f"the scores of layer '{below[0]}' fall below zero, where a factor would turn their order round: "
-            "take a criterion without a sign, or AccuracyDriven(..., sensitive=False)"
+            f"layer '{below[0]}' has negative scores, whose order a factor would reverse: use a criterion with scores "
+            "of 0 or more, or AccuracyDriven(..., sensitive=False)"
         )
     copy_from_first(factors.values())
     return {name: score * factors[name].to(score.dtype) for name, score in scores.items()}

@@ -62,16 +62,17 @@ class PolynomialSchedule:
 class AccuracyTolerance:
     """Prune stepwise while accuracy stays above a tolerance that decays to zero.
 
-    At every evaluation the network is pruned in steps, each to the fraction ``keep`` of its synapses (in the last
-    descent its square root, where that is too much), as long as accuracy stays at or above ``lowest_accuracy`` and
-    density at or above ``lowest_density``. The tolerance begins at ``depth`` standard deviations of one image's being
-    right or wrong at the requirement, sqrt(r (1 - r)), which makes it comparable between tasks (Cohen's effect size
-    of proportions, for small differences), or at a control's ``slack``, in units of its score. It shrinks with the
-    fraction of the effort that remains to the power ``power`` (0: not at all), to zero when the training has cost
-    ``effort`` times the iterations up to the requirement: then pruning ends. While the requirement is not met it
-    shrinks to 1/e in ``patience`` evaluations besides, so that a network which does not recover is left alone.
-    Density may fall by the factor 1/e ``decay`` times over that way, evenly in its logarithm (infinite: at once),
-    so that a long way is not spent on recovering from its first descent.
+    At every evaluation the network is pruned in a series of steps (a descent), each to the fraction ``keep`` of its
+    synapses (in the last descent at the end to its square root, where a whole step is too much), as long as
+    accuracy stays at or above ``lowest_accuracy`` and density at or above ``lowest_density``. The tolerance begins
+    at ``depth`` standard deviations of one image's being right or wrong at the requirement, sqrt(r (1 - r)), which
+    makes it comparable between tasks (Cohen's effect size of proportions, for small differences), or at a control's
+    ``slack``, in units of its score. It shrinks with the fraction of the effort that remains to the power ``power``
+    (0: not at all), to zero when the training has cost ``effort`` times the iterations up to the requirement: then
+    pruning ends. While the requirement is not met it shrinks to 1/e in ``patience`` evaluations besides, so that a
+    network which does not recover is left alone. Density may fall by the factor 1/e ``decay`` times over that way,
+    evenly in its logarithm (infinite: at once), so that a long way is not spent on recovering from its first
+    descent.
     """
 
     effort: float = 2.0

@@ -240,7 +240,11 @@ def _effort(table: pd.DataFrame) -> Claim:
     why = "it cannot be below 1×, as every pruned training contains an unpruned one"
     cost = _pivot(table.assign(cost=table["cost"].where(table["reached"], 1.0)), "cost")
     every = pd.concat(_means(np.log(cost)), axis=1).mean(axis=1, skipna=False).dropna() if len(cost.columns) else cost
-    beside = f"in images, those evaluated too: {described(_values(np.exp(every)), 'factor')}" if len(every) else ""
+    beside = (
+        f"counted in images, evaluated ones included: {described(_values(np.exp(every)), 'factor')}"
+        if len(every)
+        else ""
+    )
     return replace(judged, rule=f"{judged.rule}; {why}", construction=True, beside=beside)
 
 

@@ -71,8 +71,8 @@ def found(table: pd.DataFrame) -> str:
     (few, much), (some, twice), (report, its) = map(told, (comparison.PATIENT, comparison.METHOD, claims.METHOD))
     return (
         f"LeNets on MNIST and CIFAR-10 keep the accuracy asked of them with {few} of their synapses, on average, at "
-        f"{much} times the cost of training them unpruned. At {twice} times that cost it is {some}; the report's own "
-        f"method leaves {report} at {its} times."
+        f"{much} times the cost of training them unpruned. `adaptive` leaves {some} at {twice} times that "
+        f"cost, the report's own method {report} at {its} times."
     )
 
 
@@ -134,7 +134,7 @@ def cost_table(table: pd.DataFrame) -> str:
 
 
 def certified_table(table: pd.DataFrame, naive: pd.DataFrame) -> str:
-    """Write what a requirement with confidence gives, beside the naive rule: a row a benchmark and method.
+    """Write what a requirement with confidence gives, beside the naive rule: one row per benchmark and method.
 
     ``naive`` are runs of the same settings that deliver what meets the requirement on validation. The ratio compares
     the synapses of runs with the same seed, where both delivered something (geometric mean).

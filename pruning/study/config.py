@@ -146,7 +146,8 @@ class Run(Strict):
         if self.plan and self.plan.stage < 2 * (measured + 1) * self.plan.rounds:
             raise ValueError(
                 f"half a stage of {self.plan.stage} iterations has no room for {self.plan.rounds} rounds of "
-                f"'{self.method}', each of which measures on {measured} mini-batches"
+                f"'{self.method}', each of which measures on {measured} mini-batches: give it a stage of at least "
+                f"{2 * (measured + 1) * self.plan.rounds}, or fewer rounds"
             )
         if self.method == HASHED and self.settings.confidence:
             raise ValueError("HashedNets have no path of networks that could be certified: leave out 'hashed'")

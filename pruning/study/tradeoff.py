@@ -1,13 +1,12 @@
 """Accuracy against density at fixed compression ratios, and how much each layer alone can lose.
 
-The compression ratio is all synapses over significant ones, the theoretical speed-up all
-multiply-accumulates of an image over those of significant synapses (Blalock et al. 2020). Every
-method starts from one dense training of ``dense`` iterations per seed and has at the k-th ratio had
-``stage`` times k more. ``iterative``, ``random`` and ``gradual`` pass through all ratios on one
-trajectory, and so does ``adaptive``, here without a requirement that stops it: in steps of a tenth, compensated by what
-mini-batches measure, which count as iterations. ``oneshot`` is pruned from the dense network to each of them at once
-and has all the rest to recover; ``small`` is a dense network with all widths scaled to the same number of
-synapses, trained from its first weights for the sum, ``unpruned`` the whole one for the longest.
+The compression ratio is all synapses over significant ones, the theoretical speed-up all multiply-accumulates of an
+image over those of significant synapses (Blalock et al. 2020). Every method starts from one dense training of ``dense``
+iterations per seed and has at the k-th ratio had ``stage`` times k more. ``iterative``, ``random`` and ``gradual`` pass
+through all ratios on one trajectory. So does ``adaptive``, without a requirement to stop it: it prunes in compensated
+steps of a tenth. The mini-batches that it measures on count as iterations. ``oneshot`` is pruned from the dense network
+to each of them at once and has all the rest to recover; ``small`` is a dense network with all widths scaled to the same
+number of synapses, trained from its first weights for the sum, ``unpruned`` the whole one for the longest.
 """
 
 from __future__ import annotations
@@ -134,7 +133,7 @@ def _pruned(curve: _Curve) -> Iterator[dict]:
             for time in [time for time in steps if begin + time <= training.iteration]:
                 curve.prune(training, steps.pop(time), stream, rng)
             curve.train(training, stream, 1)
-        assert not steps and training.iteration == end, "Plan has made sure of the room"
+        assert not steps and training.iteration == end, "Run has checked that a stage has room for its cuts"
         before = 1 / ratio
         yield _point(curve, ratio, training, curve.context.network)
 

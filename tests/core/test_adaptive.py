@@ -155,7 +155,7 @@ def test_scores_are_weighed_by_what_the_outputs_depend_on():
         model[1].weight.fill_(1.0)
         model[1].weight[:, 4:] = 0.01  # half of the hidden neurons hardly reach an output
     inputs = torch.randn(64, 8)
-    factors = Jacobian(model, [inputs], torch.Generator().manual_seed(0)).sensitivities()
+    factors = Jacobian(model, [inputs], torch.Generator().manual_seed(0)).score_factors()
     assert (factors["0"][:4] > 1.4 * factors["0"][4:].max()).all()
     pruner = Pruner(model, magnitude, global_threshold)
     pruner.prune_to(64, Jacobian(model, [inputs], torch.Generator().manual_seed(0)), sensitive=True)
@@ -165,15 +165,15 @@ def test_scores_are_weighed_by_what_the_outputs_depend_on():
     with torch.no_grad():
         dead[0].bias.fill_(-100)
     jacobian = Jacobian(dead, [inputs[:, :4]], torch.Generator().manual_seed(0))
-    assert jacobian.sensitivities()["0"].unique().numel() == 1
+    assert jacobian.score_factors()["0"].unique().numel() == 1
     signed = Pruner(model, lambda layer, generator: layer.weight - 1, global_threshold)
-    with pytest.raises(ValueError, match="scores of layer '0' fall below zero.*sensitive=False"):
+    with pytest.raises(ValueError, match="layer '0' has negative scores.*sensitive=False"):
         signed.prune_to(32, Jacobian(model, [inputs], torch.Generator().manual_seed(0)), sensitive=True)
 
 
 def test_a_hook_that_learns_under_the_mask_is_not_compensated():
     method = replace(METHODS["surgery"], strategy=METHODS["adaptive"].strategy)
-    with pytest.raises(ValueError, match="hook lets learn: take measured=0"):
+    with pytest.raises(ValueError, match="keeps training them: use AccuracyDriven.*measured=0"):
         PruneControl(tiny(), 0.9, method)
 
 

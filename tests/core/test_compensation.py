@@ -470,8 +470,8 @@ def test_blocks_give_what_all_rows_give():
         source = torch.Generator().manual_seed(seed)
         last = steps[-1].items()
         steps.append({name: mask & (torch.rand(mask.shape, generator=source) > 0.2) for name, mask in last})
-    for name, factors in whole.sensitivities().items():
-        assert torch.allclose(blocks.sensitivities()[name], factors, rtol=1e-4)
+    for name, factors in whole.score_factors().items():
+        assert torch.allclose(blocks.score_factors()[name], factors, rtol=1e-4)
     for jacobian, one in zip((whole, blocks), changed):
         jacobian.compensate(steps[-1], [copy.deepcopy(one)])  # a step that was too far
         measured = [jacobian]

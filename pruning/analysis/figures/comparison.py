@@ -26,7 +26,7 @@ FRONT: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 2)
 NAMED = (REPORTS, METHOD, PATIENT)
 SIDES = [(1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.8), (-0.7, 0.8), (0.7, -0.8), (-0.7, -0.8), (-0.7, 1.9), (0.7, 1.9)]
 MEASURES = ("effort", "cost")  # by which methods are compared with the synapses they leave
-TITLES = {"effort": "effort: iterations of training", "cost": "cost: all images passed, those evaluated too"}
+TITLES = {"effort": "effort: iterations of training", "cost": "cost: all images, evaluated ones included"}
 BELOW = [(-0.7, -0.8), (0.7, -0.8), *SIDES]  # of the front, where nothing is
 
 
@@ -34,9 +34,9 @@ BELOW = [(-0.7, -0.8), (0.7, -0.8), *SIDES]  # of the front, where nothing is
 def overview(table: pd.DataFrame) -> Figure:
     """Draw every method over all settings: training effort and training cost against significant synapses, two fronts.
 
-    Effort counts iterations, cost every image that was evaluated, too. A setting is a benchmark with a requirement; a
-    method is drawn by its mean where it was measured in all of them, a run that did not reach its requirement counts
-    with all synapses. Left and below is better; a dashed line is the Pareto front.
+    Effort counts iterations; cost counts all images, trained on or evaluated. A setting is a benchmark with a
+    requirement. A method is drawn at its mean if it was measured in all of them; a run that missed its requirement
+    counts with all synapses. Lower left is better; a dashed line is the Pareto front.
     """
     rows = overall(table)
     rows = rows[rows["method"] != BEST].dropna(subset=["effort"])
