@@ -121,7 +121,7 @@ def summary(run: Run, made_as: Network, dataset: Dataset, outcome: Outcome) -> d
         },
         "layers": parts,
         **own,
-        "trajectory": trajectory(told),
+        "trajectory": trajectory(_whole(told)),
         "rounds": rounds(told),
         "histograms": {
             name: {"before": histogram(before[name].weight), "after": histogram(layer.weight[layer.mask])}
@@ -148,6 +148,12 @@ def _cost(run: Run, outcome: Outcome, macs: dict[str, int]) -> dict:
         "cost": spent.images / unpruned.images,
         "macs_cost": spent.macs / unpruned.macs,
     }
+
+
+def _whole(events: Sequence[Event]) -> list[Event]:
+    """Return the evaluations of all examples in the order of their iterations; what was confirmed comes last so far."""
+    every = max(event.examples or 0 for event in events)
+    return sorted((event for event in events if (event.examples or every) == every), key=lambda one: one.iteration)
 
 
 def trajectory(events: Sequence[Event]) -> dict[str, list]:

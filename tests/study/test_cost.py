@@ -70,6 +70,11 @@ def test_looks_that_end_early_cost_less_than_whole_ones():
     assert found["unpruned"]["cost"] == 1 == found["unpruned"]["effort"]
     extra = {name: result["cost"] / result["effort"] for name, result in found.items()}
     assert 1 < extra["adaptive"] < extra["adaptive-thorough"]
+    for method, result in found.items():  # a trajectory holds no estimates, and is in order
+        seen = records[method]["trajectory"]
+        assert seen["iteration"] == sorted(seen["iteration"])
+        met = [left for right, left in zip(seen["accuracy"], seen["density"]) if right >= digits(method).requirement]
+        assert min(met) == pytest.approx(result["density"], abs=1e-5)
     assert frame([{**records["adaptive"], "result": {**found["adaptive"]}}])["cost"].notna().all()
     old = {name: value for name, value in found["adaptive"].items() if name not in ("cost", "macs_cost")}
     assert frame([{**records["adaptive"], "result": old}])["cost"].isna().all(), "looks cannot be derived"

@@ -36,13 +36,13 @@ def overview(table: pd.DataFrame) -> Figure:
 
     Effort counts iterations; cost counts all images, trained on or evaluated. A setting is a benchmark with a
     requirement. A method is drawn at its mean if it was measured in all of them; a run that missed its requirement
-    counts with all synapses. Lower left is better; a dashed line is the Pareto front.
+    counts with all synapses. Where the images of a method were not counted, effort stands alone. Lower left is better; a dashed line is the Pareto front.
     """
     rows = overall(table)
     rows = rows[rows["method"] != BEST].dropna(subset=["effort"])
     unpruned = pd.DataFrame({"method": ["unpruned"], "density": [1.0], "effort": [1.0], "cost": [1.0]})
     rows = pd.concat([rows[["method", "density", *MEASURES]], unpruned], ignore_index=True)
-    counted = [measure for measure in MEASURES if measure == "effort" or rows[measure].notna().sum() > 1]
+    counted = [measure for measure in MEASURES if measure == "effort" or rows[measure].notna().all()]
     figure = Figure(figsize=(11.4, 5.4) if len(counted) > 1 else (8.3, 4.9), layout="constrained")
     grid = figure.subplots(1, len(counted), squeeze=False, sharey=True)[0]
     for axes, measure in zip(grid, counted):
