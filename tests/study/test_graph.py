@@ -243,7 +243,7 @@ def test_the_committed_digits_study_trains_each_benchmark_and_seed(place):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ("study=diggits", "there are certified, digits, fashion, ingredients, lenet, methods, report"),
+        ("study=diggits", "there are digits, fashion, ingredients, lenet, methods, report"),
         ("study=tradeoff", "the study 'tradeoff' measures trade-offs: run 'make tradeoff'"),
         ("studdy=report", "--config studdy=report: unknown key; known are study, device, train"),
         ("train=never", "--config train=never: expected yes or no"),

@@ -36,7 +36,8 @@ def overview(table: pd.DataFrame) -> Figure:
 
     Effort counts iterations; cost counts all images, trained on or evaluated. A setting is a benchmark with a
     requirement. A method is drawn at its mean if it was measured in all of them; a run that missed its requirement
-    counts with all synapses. Where the images of a method were not counted, effort stands alone. Lower left is better; a dashed line is the Pareto front.
+    counts with all synapses. Lower left is better; a dashed line is the Pareto front. Where the images of a method were
+    not counted, effort stands alone.
     """
     rows = overall(table)
     rows = rows[rows["method"] != BEST].dropna(subset=["effort"])
