@@ -20,7 +20,6 @@ from pruning.files import DamagedFile
 
 PAGES = ("README.md", "docs/results.md")
 FASHION = "docs/fashion.md"  # from the records of the study `fashion`
-NONE = "No run of this study is recorded."
 SHORT = ("random", claims.METHOD, comparison.METHOD, comparison.PATIENT)
 
 
