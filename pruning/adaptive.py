@@ -15,8 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pruning.compensation import Jacobian
+from torch import Tensor
+
+from pruning.compensation import Jacobian, score_factors
 from pruning.gradients import Batch
+from pruning.processes import copy_from_first
 from pruning.pruner import Pruner
 from pruning.schedules import AccuracyTolerance
 from pruning.strategies import Decision, Evaluation, Feedback, Strategy
@@ -173,10 +176,28 @@ def take_step(
     """
     pruner.round += 1
     target = max(min(aimed, pruner.significant - 1), len(pruner.layers))
-    thresholds = pruner.prune_to(target, jacobian, sensitive)
+    scores = pruner.scores()
+    if jacobian is not None and sensitive:
+        scores = _weighed(scores, score_factors(jacobian))
+    # Layers without scores stay as they are, and count.
+    scored = [layer for name, layer in pruner.layers.items() if name in scores]
+    others = pruner.significant - sum(layer.significant for layer in scored)
+    amount = max(target - others, 1) / sum(layer.synapses for layer in scored)
+    thresholds = pruner.prune(dict.fromkeys(scores, amount), scores, jacobian)
     if jacobian is not None:
         jacobian = jacobian.within({name: layer.mask for name, layer in pruner.layers.items()})
     return thresholds, jacobian
+
+
+def _weighed(scores: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Multiply scores by factors, the same in all processes."""
+    if below := [name for name, score in scores.items() if (score < 0).any()]:
+        raise ValueError(
+            f"layer '{below[0]}' has negative scores, whose order a factor would reverse: use a criterion with scores "
+            "of 0 or more, or AccuracyDriven(..., sensitive=False)"
+        )
+    copy_from_first(factors.values())
+    return {name: score * factors[name].to(score.dtype) for name, score in scores.items()}
 
 
 def measured_on(pruner: Pruner, batches: list, measuring: Mapping[str, Any]) -> Jacobian:

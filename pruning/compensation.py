@@ -203,27 +203,8 @@ class Jacobian:
             other.squares = self.squares[stays]
         return other
 
-    @torch.no_grad()
-    def score_factors(self, damping: float = 0.1) -> dict[str, Tensor]:
-        """Return factors that make magnitudes reflect what cutting a weight does to the outputs.
-
-        By layer, in the shape of the weight, 0 for what is pruned. Cutting one weight moves the outputs by its
-        magnitude times the root mean square of its column of the Jacobian, much as Optimal Brain Damage ranks by what
-        it does to the loss (LeCun et al. 1990). Few samples estimate this only roughly, and compensation restores most
-        of what moves. So weights are ranked by the geometric mean of this product and the magnitude. The factor is the
-        square root of the root mean square, after ``damping`` times the mean square over all columns is added to the
-        mean square. Where the outputs depend on nothing, all factors are the same.
-        """
-        squares = self._squares()
-        if not squares.any():
-            squares = torch.ones_like(squares)
-        factors = (squares + damping * squares.mean()).pow(0.25).to(self.gradients.dtype)
-        found = {name: torch.zeros(shape, dtype=factors.dtype, device=factors.device)
-                 for name, shape in self.columns.shapes.items()}  # fmt: skip
-        self.columns.write(factors, found)
-        return {layer: found[name] for layer, name in self.columns.weights.items()}
-
-    def _squares(self) -> Tensor:
+    def mean_squares(self) -> Tensor:
+        """Return the mean square of each column [columns]."""
         if self.squares is None:
             rows = self._small
             self.squares = rows.square().sum(0) if rows is not None else self._survey()[1]
@@ -304,6 +285,27 @@ class Jacobian:
             weights = torch.cholesky_solve(one[:, None], factor)[:, 0] / math.sqrt(samples)
             changes.append(self.columns.flat(self.gradients.weighted(weights.to(vectors[0].dtype)))[free])
         return changes
+
+
+@torch.no_grad()
+def score_factors(jacobian: Jacobian, damping: float = 0.1) -> dict[str, Tensor]:
+    """Return factors that make magnitudes reflect what cutting a weight does to the outputs.
+
+    By layer, in the shape of the weight, 0 for what is pruned. Cutting one weight moves the outputs by its
+    magnitude times the root mean square of its column of the Jacobian, much as Optimal Brain Damage ranks by what
+    it does to the loss (LeCun et al. 1990). Few samples estimate this only roughly, and compensation restores most
+    of what moves. So weights are ranked by the geometric mean of this product and the magnitude. The factor is the
+    square root of the root mean square, after ``damping`` times the mean square over all columns is added to the
+    mean square. Where the outputs depend on nothing, all factors are the same.
+    """
+    squares = jacobian.mean_squares()
+    if not squares.any():
+        squares = torch.ones_like(squares)
+    factors = (squares + damping * squares.mean()).pow(0.25).to(jacobian.gradients.dtype)
+    found = {name: torch.zeros(shape, dtype=factors.dtype, device=factors.device)
+             for name, shape in jacobian.columns.shapes.items()}  # fmt: skip
+    jacobian.columns.write(factors, found)
+    return {layer: found[name] for layer, name in jacobian.columns.weights.items()}
 
 
 def _factor(gram: Tensor, ridge: Tensor) -> Tensor | None:

@@ -26,6 +26,8 @@ from pruning.layers import Synapses
 from pruning.masks import masked_layers
 from pruning.processes import copy_from_first
 
+Scores = Mapping[str, Tensor]  # of each layer, by name
+
 
 class Pruner:
     """Score, prune, save and rewind a model of masked layers, with its average and its optimizer.
@@ -112,35 +114,18 @@ class Pruner:
         layers = self.averages if self.averages and self.score_average else self.layers
         return {name: self.criterion(layers[name], generator) for name in self.layers}
 
-    @torch.no_grad()
-    def prune(self, amounts: Mapping[str, float]) -> dict[str, float]:
-        """Prune each layer by its amount, a density for most allocations; returns the thresholds."""
-        return self._prune(amounts, self._scores())
-
-    @torch.no_grad()
-    def prune_to(self, count: float, jacobian: Jacobian | None = None, sensitive: bool = False) -> dict[str, float]:
-        """Prune to ``count`` synapses over all layers, and compensate by a Jacobian where one is given.
-
-        Returns the thresholds by layer. With ``sensitive`` and a Jacobian, scores are first multiplied by the
-        Jacobian's factors. ``ValueError`` where such scores are negative, or weights or scores are not finite.
-        """
-        scores = self._scores()
-        if jacobian is not None and sensitive:
-            scores = _weighed(scores, jacobian.score_factors())
-        scored = [layer for name, layer in self.layers.items() if name in scores]
-        others = self.significant - sum(layer.significant for layer in scored)
-        amount = max(count - others, 1) / sum(layer.synapses for layer in scored)
-        return self._prune(dict.fromkeys(scores, amount), scores, jacobian)
-
-    def _scores(self) -> Mapping[str, Tensor]:
+    def scores(self) -> Scores:
         """Score the layers; one without scores, such as a frozen one where gradients score, stays as it is."""
         for layers in (self.layers, self.averages):
             _require_finite(layers)
         return self.hook.scores(self)
 
-    def _prune(
-        self, amounts: Mapping[str, float], scores: Mapping[str, Tensor], jacobian: Jacobian | None = None
+    @torch.no_grad()
+    def prune(
+        self, amounts: Mapping[str, float], scores: Scores | None = None, jacobian: Jacobian | None = None
     ) -> dict[str, float]:
+        """Prune each layer by its amount, by its own scores or those given; compensate; returns the thresholds."""
+        scores = self.scores() if scores is None else scores
         scored = {name: layer for name, layer in self.layers.items() if name in scores}
         thresholds = self.allocation(scored, scores, {name: amounts[name] for name in scored})
         if bad := [name for name, threshold in thresholds.items() if math.isnan(threshold)]:
@@ -235,17 +220,6 @@ class Together:
         """Go on from ``state_dict()``."""
         for place, each in enumerate(self.optimizers):
             each.load_state_dict(state[str(place)])
-
-
-def _weighed(scores: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Multiply scores by factors, the same in all processes."""
-    if below := [name for name, score in scores.items() if (score < 0).any()]:
-        raise ValueError(
-            f"layer '{below[0]}' has negative scores, whose order a factor would reverse: use a criterion with scores "
-            "of 0 or more, or AccuracyDriven(..., sensitive=False)"
-        )
-    copy_from_first(factors.values())
-    return {name: score * factors[name].to(score.dtype) for name, score in scores.items()}
 
 
 def _clear_momentum(optimizer: torch.optim.Optimizer | Together, layer: Synapses) -> None:

@@ -4,7 +4,7 @@
 >>> from pruning.study.studies import load
 >>> records = recorded(load("tradeoff"))
 >>> len(frame(records)), len(scans(records))
-(372, 864)
+(444, 864)
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from small import examples, tiny
 from torch import nn
 
 from pruning import density, masked, masked_layers
-from pruning.adaptive import AccuracyDriven
+from pruning.adaptive import AccuracyDriven, take_step
 from pruning.allocation import global_threshold, std_threshold, uniform
-from pruning.compensation import Jacobian
+from pruning.compensation import Jacobian, score_factors
 from pruning.control import PruneControl
 from pruning.criteria import magnitude
 from pruning.methods import METHODS
@@ -141,9 +141,9 @@ def test_layers_without_scores_count_as_they_are():
     model = masked(nn.Sequential(nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 10)))
     pruner = Pruner(model, magnitude, global_threshold)
     pruner.hook.scores = lambda asked: {"0": model[0].weight.abs()}
-    pruner.prune_to(120)
+    take_step(pruner, 120, None, False)
     assert [layer.significant for layer in pruner.layers.values()] == [20, 100]
-    pruner.prune_to(50)  # the other layer alone has more
+    take_step(pruner, 50, None, False)  # the other layer alone has more
     assert [layer.significant for layer in pruner.layers.values()] == [1, 100]
 
 
@@ -155,20 +155,20 @@ def test_scores_are_weighed_by_what_the_outputs_depend_on():
         model[1].weight.fill_(1.0)
         model[1].weight[:, 4:] = 0.01  # half of the hidden neurons hardly reach an output
     inputs = torch.randn(64, 8)
-    factors = Jacobian(model, [inputs], torch.Generator().manual_seed(0)).score_factors()
+    factors = score_factors(Jacobian(model, [inputs], torch.Generator().manual_seed(0)))
     assert (factors["0"][:4] > 1.4 * factors["0"][4:].max()).all()
     pruner = Pruner(model, magnitude, global_threshold)
-    pruner.prune_to(64, Jacobian(model, [inputs], torch.Generator().manual_seed(0)), sensitive=True)
+    take_step(pruner, 64, Jacobian(model, [inputs], torch.Generator().manual_seed(0)), True)
     assert model[0].mask[:4].all() and model[0].mask[4:].sum() < 24
     # Where the outputs depend on nothing, magnitudes decide; scores with a sign are refused.
     dead = masked(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
     with torch.no_grad():
         dead[0].bias.fill_(-100)
     jacobian = Jacobian(dead, [inputs[:, :4]], torch.Generator().manual_seed(0))
-    assert jacobian.score_factors()["0"].unique().numel() == 1
+    assert score_factors(jacobian)["0"].unique().numel() == 1
     signed = Pruner(model, lambda layer, generator: layer.weight - 1, global_threshold)
     with pytest.raises(ValueError, match="layer '0' has negative scores.*sensitive=False"):
-        signed.prune_to(32, Jacobian(model, [inputs], torch.Generator().manual_seed(0)), sensitive=True)
+        take_step(signed, 32, Jacobian(model, [inputs], torch.Generator().manual_seed(0)), True)
 
 
 def test_a_hook_that_learns_under_the_mask_is_not_compensated():

@@ -114,6 +114,8 @@ def training_effort(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     side_by_side = {tuple: HandlerTuple(ndivide=None)}
     figure.legend(handles, names, loc="outside lower center", ncols=3, handlelength=3.6, handler_map=side_by_side)
     caption(figure, table, "bars and large points: ")
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # so many panels would move a little with every drawing
     return figure
 
 
