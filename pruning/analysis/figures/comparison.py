@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 
 from pruning.analysis.claims import METHOD as REPORTS
 from pruning.analysis.comparison import BEST, METHOD, PATIENT, front, overall, pareto
-from pruning.analysis.figures.panels import caption, handle, hollow, log_axis, note, percents, span, times
+from pruning.analysis.figures.panels import caption, handle, hollow, log_axis, note, percents, settle, span, times
 from pruning.analysis.figures.style import GREY, INK, SOFT, benchmarks, look, ordered, percent, styled, title
 
 FRONT: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 2))}
@@ -57,7 +57,7 @@ def overview(table: pd.DataFrame) -> Figure:
         axes.yaxis.set_tick_params(labelleft=True)
     settings, seeds = len(table[["benchmark", "requirement"]].drop_duplicates()), table["seed"].nunique()
     note(figure, f"means over {settings} settings and {seeds} seeds; dashed: Pareto front")
-    figure.draw_without_rendering()
+    settle(figure)
     for axes, measure in zip(grid, counted):
         points = rows.dropna(subset=[measure])
         points = points.assign(named=_named(points, measure)).sort_values(["named", "density"], ascending=[False, True])

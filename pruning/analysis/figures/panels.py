@@ -40,6 +40,14 @@ def panels(table: pd.DataFrame, titles: Mapping[str, str], heights: tuple[float,
     return figure, [(table[table["benchmark"] == name], tuple(axes)) for name, axes in zip(names, grid)]
 
 
+def settle(figure: Figure) -> None:
+    """Lay a figure out once and for all: with many panels the solver's last digits differ from drawing to drawing."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position([round(edge, 6) for edge in axes.get_position().bounds])
+
+
 def label_first(axes, label: str) -> None:
     """Label the y axis of a panel in the first column, and no other."""
     axes.set_ylabel(label if axes.get_subplotspec().is_first_col() else "")

@@ -25,6 +25,7 @@ from pruning.analysis.figures.panels import (
     offset,
     panels,
     points,
+    settle,
     span,
     times,
 )  # fmt: skip
@@ -114,8 +115,7 @@ def training_effort(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     side_by_side = {tuple: HandlerTuple(ndivide=None)}
     figure.legend(handles, names, loc="outside lower center", ncols=3, handlelength=3.6, handler_map=side_by_side)
     caption(figure, table, "bars and large points: ")
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # so many panels would move a little with every drawing
+    settle(figure)
     return figure
 
 
