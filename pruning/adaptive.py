@@ -2,8 +2,7 @@
 
 A descent is the series of steps at one evaluation. It takes several steps between two looks, a stride: up to four times
 as many after a look that passes, fewer after one that fails, by the accuracy lost so far. So few looks find out how far
-it goes (galloping search, Bentley and Yao 1976); a look itself ends as soon as it is
-settled (``pruning.looks``).
+it goes (galloping search, Bentley and Yao 1976); a look itself ends as soon as it is settled (``pruning.looks``).
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from pruning.compensation import Jacobian, score_factors
@@ -166,6 +166,7 @@ class _Descent:
         return steps, thresholds
 
 
+@torch.no_grad()
 def take_step(
     pruner: Pruner, aimed: float, jacobian: Jacobian | None, sensitive: bool
 ) -> tuple[dict[str, float], Jacobian | None]:

@@ -124,7 +124,7 @@ class Pruner:
     def prune(
         self, amounts: Mapping[str, float], scores: Scores | None = None, jacobian: Jacobian | None = None
     ) -> dict[str, float]:
-        """Prune each layer by its amount, by its own scores or those given; compensate; returns the thresholds."""
+        """Prune each layer by its amount, a density for most allocations; returns thresholds in units of the scores."""
         scores = self.scores() if scores is None else scores
         scored = {name: layer for name, layer in self.layers.items() if name in scores}
         thresholds = self.allocation(scored, scores, {name: amounts[name] for name in scored})

@@ -151,7 +151,7 @@ def _cost(run: Run, outcome: Outcome, macs: dict[str, int]) -> dict:
 
 
 def _whole(events: Sequence[Event]) -> list[Event]:
-    """Return the evaluations of all examples in the order of their iterations; what was confirmed comes last so far."""
+    """Return the evaluations of all examples by iteration; those that confirmed a model come last in ``events``."""
     every = max(event.examples or 0 for event in events)
     return sorted((event for event in events if (event.examples or every) == every), key=lambda one: one.iteration)
 

@@ -25,8 +25,8 @@ from pruning.analysis.figures.style import GREY, INK, SOFT, benchmarks, look, or
 FRONT: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 2))}
 NAMED = (REPORTS, METHOD, PATIENT)
 SIDES = [(1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.8), (-0.7, 0.8), (0.7, -0.8), (-0.7, -0.8), (-0.7, 1.9), (0.7, 1.9)]
-MEASURES = ("effort", "cost")  # by which methods are compared with the synapses they leave
-TITLES = {"effort": "effort: iterations of training", "cost": "cost: all images, evaluated ones included"}
+# By which methods are compared with the synapses they leave.
+MEASURES = {"effort": "effort: iterations of training", "cost": "cost: all images, evaluated ones included"}
 BELOW = [(-0.7, -0.8), (0.7, -0.8), *SIDES]  # of the front, where nothing is
 
 
@@ -52,7 +52,7 @@ def overview(table: pd.DataFrame) -> Figure:
         log_axis(axes, "y", 0.85, 1.3 * rows[counted].max().max(), times)
         axes.set(xlabel="significant synapses (of all, log scale)")
         axes.set_ylabel(f"training {measure} (ratio, log scale)")
-        axes.set_title(TITLES[measure] if len(counted) > 1 else "", fontsize=10)
+        axes.set_title(MEASURES[measure] if len(counted) > 1 else "", fontsize=10)
         axes.grid(axis="x", visible=True)
         axes.yaxis.set_tick_params(labelleft=True)
     settings, seeds = len(table[["benchmark", "requirement"]].drop_duplicates()), table["seed"].nunique()
