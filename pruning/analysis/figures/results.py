@@ -80,11 +80,11 @@ def significant_synapses(table: pd.DataFrame, titles: Mapping[str, str]) -> Figu
 def training_effort(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Draw the report's figure 5: iterations up to the delivered model, and their ratio to training without pruning.
 
-    Below it the ratio of all images passed, those evaluated too, where the records count them (``study.cost``).
+    Below it is the ratio of all images, evaluated ones included, where the records of all runs count them.
     A run that did not reach its requirement counts with the iterations it spent, and its bar is
     hollow and marked; it has no ratio.
     """
-    methods, counted = ordered(table["method"]), bool(table["cost"].notna().any())
+    methods, counted = ordered(table["method"]), bool(table.loc[table["reached"], "cost"].notna().all())
     figure, parts = panels(table, titles, heights=(3, 2.1, 2.1) if counted else (3, 2.1))
     width = 0.84 / len(methods)
     for part, (above, *below) in parts:
