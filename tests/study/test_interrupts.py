@@ -50,7 +50,10 @@ def test_the_readmes_papermill_trains_shows_progress_and_is_interrupted(place):
     (command,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("papermill ")]
     words = shlex.split(command.replace(" out.ipynb ", f" {place / 'out.ipynb'} "))
     status, lines = interrupted(words, "(1 of 10): iteration ")
-    assert status and lines[-1] == "Aborted!" and not [line for line in lines if "Traceback" in line], lines
+    # Papermill is stopped with its kernel. Where it hears of the kernel first, its event loop reports a task after this.
+    ours, theirs = lines[: lines.index("Aborted!")], lines[lines.index("Aborted!") + 1 :]
+    assert status and not [line for line in ours if "Traceback" in line], lines
+    assert not theirs or theirs[0] == "Task exception was never retrieved", lines
     outputs = [output for cell in nbformat.read(place / "out.ipynb", 4).cells for output in cell.get("outputs", [])]
     errors = ["".join(output.traceback) for output in outputs if output.output_type == "error"]
     assert all(error.count("\n") == 0 and "goes on from its last checkpoint" in error for error in errors), errors
