@@ -32,7 +32,7 @@ help: ## this text
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-17s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "Options: STUDY=digits|report|methods|ingredients|lenet|smallest|fashion or a file, JOBS=2 (trainings side by side), DEVICE=cpu|cuda, PYTHON=python3,"
+	@echo "Options: STUDY=digits|report|methods|ingredients|lenet|smallest|certified|fashion or a file, JOBS=2 (trainings side by side), DEVICE=cpu|cuda, PYTHON=python3,"
 	@echo "PROFILE=slurm, WORKERS=20, SBATCH='--partition=...' (docs/clusters.md)"
 
 install: .venv/installed ## make .venv with the exact versions of requirements.lock

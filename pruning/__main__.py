@@ -153,7 +153,7 @@ def readme(given: argparse.Namespace) -> None:
     from pruning.study.store import recorded
     from pruning.study.studies import load
 
-    more: dict[str, list[dict]] = {"smallest": [], "methods": []}
+    more: dict[str, list[dict]] = {"smallest": [], "methods": [], "certified": []}
     for name in more:
         with contextlib.suppress(StudyError):
             more[name] = recorded(load(name))

@@ -56,6 +56,12 @@ def allowed(requirement: float, confidence: float, count: int) -> int | None:
     return low
 
 
+def _allowed(requirement: float, confidence: float, count: int) -> int:
+    if (most := allowed(requirement, confidence, count)) is None:
+        raise ValueError(too_few(requirement, confidence, count))
+    return most
+
+
 def lower_bound(right: int, count: int, confidence: float) -> float:
     """Return the accuracy that ``right`` of ``count`` independent examples show with this confidence."""
     if not right:
@@ -67,11 +73,14 @@ def lower_bound(right: int, count: int, confidence: float) -> float:
     return low
 
 
+def passing(requirement: float, confidence: float, count: int) -> float:
+    """Return the accuracy on ``count`` examples with which a network passes the test of ``requirement``."""
+    return (count - _allowed(requirement, confidence, count)) / count
+
+
 def aim(requirement: float, confidence: float, count: int, power: float = POWER) -> float:
     """Return the accuracy that a network needs to pass the test of ``requirement`` with probability ``power``."""
-    most = allowed(requirement, confidence, count)
-    if most is None:
-        raise ValueError(too_few(requirement, confidence, count))
+    most = _allowed(requirement, confidence, count)
     low, high = requirement, 1.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -44,7 +44,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning.certificate import Certificate, aim
+from pruning.certificate import Certificate, aim, passing
 from pruning.control_state import identity, load, state_of
 from pruning.delivery import Delivery
 from pruning.events import Event
@@ -102,7 +102,8 @@ class PruneControl:
         parts = method.criterion, method.allocation, method.masking
         self.pruner = Pruner(model, *parts, hook=self.hook, score_average=self.strategy.scores_average, **given)
         self.aim = requirement if confidence is None else aim(requirement, confidence, certifying or 0)
-        self.delivery = Delivery(self.pruner, keeps_path=confidence is not None)
+        least = None if confidence is None else passing(requirement, confidence, certifying or 0)
+        self.delivery = Delivery(self.pruner, self.aim, least)
         self.phase, self.missed, self.observed, self.tried = "train", 0, False, False
         # The iteration that first met the requirement, that after which pruning began, and the beginnings taken back.
         self.start: int | None = None
@@ -202,7 +203,7 @@ class PruneControl:
         return _updated(self, iteration, accuracy, evaluate or _missing, next_images or _missing)
 
     def certify(self, right: Callable[[nn.Module], Any]) -> Certificate:
-        """Test the models that met ``aim``, and deliver the sparsest that has the requirement with ``confidence``.
+        """Test the models that came far enough, and deliver the sparsest with the requirement at ``confidence``.
 
         ``right`` takes a model and says of each of the ``certifying`` examples whether it is right, bool [certifying].
         They must have had no part in training or in the accuracies given to ``update``.
@@ -244,7 +245,7 @@ def _updated(
     event = replace(event, examples=examples.count if examples else None)
     control.phase = "done" if decision.stops else decision.phase
     if decision.stops:
-        control.delivery.confirm(evaluate, control.aim, functools.partial(_confirmed, control, looks, examples))
+        control.delivery.confirm(evaluate, functools.partial(_confirmed, control, looks, examples))
         looks[-1:] = [replace(last, action=decision.action) for last in looks[-1:]]
     control.events += [event, *looks]
     _ask_for_gradients(control)
@@ -254,9 +255,10 @@ def _updated(
 def _decided(control: PruneControl, iteration: int, accuracy: float, feedback: Feedback) -> Decision:
     met = accuracy >= control.aim
     if met:
-        control.delivery.offer(iteration, accuracy, len(control.events) + 1)
         control.start = iteration if control.start is None else control.start
         control.began = iteration if control.began is None else control.began
+    if control.start is not None:
+        control.delivery.offer(iteration, accuracy, len(control.events) + 1)
     if control.began is None:
         over = control.budget is not None and iteration >= control.budget
         return Decision("budget spent" if over else "wait", phase="train")
@@ -314,7 +316,7 @@ def _feedback(control: PruneControl, looks: list[Event], evaluate: Callable, nex
         action = "prune" if verdict.met else "undo"
         event = _event(control, iteration, "look", verdict.accuracy, control.density, action, thresholds)
         looks.append(replace(event, examples=verdict.examples))
-        if verdict.met and verdict.accuracy >= control.aim:
+        if verdict.met:
             control.delivery.offer(iteration, verdict.accuracy, len(control.events) + 1 + len(looks), verdict.whole)
 
     return Feedback(look, next_images, report, control.measuring)

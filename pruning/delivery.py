@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pruning.certificate import Certificate, certify
+from pruning.certificate import Certificate, certify, sequence
 from pruning.pruner import Pruner
 
 PENDING, PATH = 8, 32  # so many states are kept
@@ -19,23 +19,23 @@ PENDING, PATH = 8, 32  # so many states are kept
 class Delivery:
     """Keep the states of models that may be delivered.
 
-    ``best`` is the sparsest that met the requirement on all validation examples; ``pending`` are sparser ones that a
-    look at some of the examples found good enough. With ``keeps_path`` every model that met the requirement is kept,
-    up to ``PATH`` of them. Each is a mapping of ``iteration``, ``accuracy``, ``density``, ``model`` (a state) and
-    ``events``, how many the control had logged with its evaluation.
+    ``best`` is the sparsest that met ``aim`` on all validation examples; ``pending`` are sparser ones that a look at
+    some of the examples found good enough. With ``least`` a ``path`` is kept: up to ``PATH`` models of at least that
+    accuracy, none of them beaten by another one in both accuracy and density. Each is a mapping of ``iteration``,
+    ``accuracy``, ``density``, ``model`` (a state) and ``events``, how many the control had logged with its evaluation.
     """
 
-    def __init__(self, pruner: Pruner, keeps_path: bool = False):
-        self.pruner, self.keeps_path = pruner, keeps_path
+    def __init__(self, pruner: Pruner, aim: float, least: float | None = None):
+        self.pruner, self.aim, self.least = pruner, aim, least
         self.best: dict | None = None
         self.pending: list[dict] = []
         self.path: list[dict] = []
         self.certificate: Certificate | None = None
 
     def offer(self, iteration: int, accuracy: float, events: int, whole: bool = True) -> None:
-        """Keep the evaluated model as it is now, if it is sparser than the best; a ``whole`` evaluation confirms it."""
+        """Keep the evaluated model as it is now, if it may be delivered; a ``whole`` evaluation confirms it."""
         density = self.pruner.density
-        if not self.keeps_path and self.best is not None and density >= self.best["density"]:
+        if not (whole and self._certifiable(accuracy)) and not (accuracy >= self.aim and self._sparser(density)):
             return
         state = {name: tensor.detach().clone() for name, tensor in self.pruner.evaluated.state_dict().items()}
         self._add(
@@ -43,24 +43,30 @@ class Delivery:
         )
 
     def _add(self, candidate: dict, whole: bool) -> None:
+        if whole and self._certifiable(candidate["accuracy"]):
+            self.path = _thinned([*self.path, candidate])
+        if candidate["accuracy"] < self.aim or not self._sparser(candidate["density"]):
+            return
         if whole:
-            if self.keeps_path:
-                self.path = _thinned([*self.path, candidate])
-            if self.best is None or candidate["density"] < self.best["density"]:
-                self.best = candidate
-            self.pending = [one for one in self.pending if one["density"] < self.best["density"]]
-        elif self.best is None or candidate["density"] < self.best["density"]:
+            self.best = candidate
+            self.pending = [one for one in self.pending if self._sparser(one["density"])]
+        else:
             self.pending = sorted([*self.pending, candidate], key=lambda one: one["density"])[:PENDING]
 
-    def confirm(self, examples: Callable[[], float], requirement: float, log: Callable[[dict], None]) -> None:
-        """Evaluate the pending models on all examples, the sparsest first, until one meets the requirement."""
+    def _certifiable(self, accuracy: float) -> bool:
+        return self.least is not None and accuracy >= self.least
+
+    def _sparser(self, density: float) -> bool:
+        return self.best is None or density < self.best["density"]
+
+    def confirm(self, examples: Callable[[], float], log: Callable[[dict], None]) -> None:
+        """Evaluate the pending models on all examples, the sparsest first, until one meets the aim."""
         for pending in list(self.pending):
-            if self.best is not None and pending["density"] >= self.best["density"]:
+            if not self._sparser(pending["density"]):
                 break
             candidate = {**pending, "accuracy": self._evaluated(pending["model"], examples)}
             log(candidate)
-            if candidate["accuracy"] >= requirement:
-                self._add(candidate, whole=True)
+            self._add(candidate, whole=True)
         self.pending = []
 
     def _evaluated(self, state: Mapping[str, Tensor], examples: Callable[[], float]) -> float:
@@ -104,8 +110,8 @@ class Delivery:
 
 
 def _thinned(path: list[dict]) -> list[dict]:
-    """Leave out one network where they are too many: that which lies closest between two others."""
-    path = sorted(path, key=lambda one: -one["density"])
+    """Leave out what another one beats, and where they are still too many the one that lies closest between two."""
+    path = [path[place] for place in sequence([(one["density"], one["accuracy"]) for one in path])]
     if len(path) > PATH:
         gaps = [
             math.log(before["density"] / max(after["density"], 1e-12)) for before, after in zip(path[:-2], path[2:])

@@ -8,6 +8,7 @@ new
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -20,6 +21,7 @@ from pruning.files import DamagedFile
 
 PAGES = ("README.md", "docs/results.md")
 FASHION = "docs/fashion.md"  # from the records of the study `fashion`
+NONE = "No run of this study is recorded."
 SHORT = ("random", claims.METHOD, comparison.METHOD, comparison.PATIENT)
 
 
@@ -29,14 +31,16 @@ def readme(
     methods: Iterable[str],
     smallest: Iterable[dict] = (),
     others: Iterable[dict] = (),
+    certified: Iterable[dict] = (),
 ) -> str:
     """Return ``text`` with what stands between each pair of marks, such as ``<!-- claims -->``, made from records.
 
-    ``smallest`` are the records of the study `smallest`, ``others`` those of `methods`, where there are any. The marks
-    are ``found``, ``short``, ``table``, ``saved``, ``claims``, ``targets``, ``methods``, ``settings`` and ``cost``;
-    others stay. ``DamagedFile`` names a mark without its other one.
+    ``smallest`` are the records of the study `smallest`, ``others`` those of `methods`, ``certified`` those of
+    `certified`, where there are any. The marks are ``found``, ``short``, ``table``, ``saved``, ``claims``, ``targets``,
+    ``methods``, ``settings``, ``cost`` and ``certified``; others stay.
+    ``DamagedFile`` names a mark without its other one.
     """
-    table, names, smallest = frame(records), titles(records), list(smallest)
+    table, names, smallest, tested = frame(records), titles(records), list(smallest), frame(certified)
     rivals = comparison.rivals(comparison.joined(table, frame(others)))
     parts = {
         "found": lambda: found(rivals),
@@ -48,6 +52,7 @@ def readme(
         "methods": lambda: comparison.markdown(rivals),
         "settings": lambda: settings_table(rivals),
         "cost": lambda: cost_table(table),
+        "certified": lambda: NONE if tested.empty else certified_table(tested, table),
     }
     for mark in dict.fromkeys(re.findall(r"<!-- /?(\w+) -->", text)):
         if mark in parts:
@@ -126,6 +131,31 @@ def cost_table(table: pd.DataFrame) -> str:
         for method, row in means.sort_values("density").iterrows()
     ]  # fmt: skip
     return markdown_table(["method", "significant", "effort", "cost", "cost ÷ effort", "multiply-accumulates"], rows)
+
+
+def certified_table(table: pd.DataFrame, naive: pd.DataFrame) -> str:
+    """Write what a requirement with confidence gives, beside the naive rule: one row per benchmark and method.
+
+    ``naive`` are runs of the same settings that deliver what meets the requirement on validation. The ratio compares
+    the synapses of runs with the same seed, where both delivered something (geometric mean).
+    """
+    keys = ["benchmark", "method"]
+    table, naive = (part.assign(met=part["reached"] & (part["test_accuracy"] >= part["requirement"]))
+                    for part in (table, naive))  # fmt: skip
+    pairs = table[table["reached"]].merge(naive[naive["reached"]], on=KEYS, suffixes=("", "_naive"))
+    rows = []
+    for place, runs in table.groupby(keys):
+        others = naive.merge(runs[KEYS], on=KEYS)
+        same = pairs[(pairs[keys] == list(place)).all(axis=1)]
+        ratio = (same["density"] / same["density_naive"]).map(math.log).mean() if len(same) else math.nan
+        rows.append(
+            [place[0], f"`{place[1]}`", f"{runs['reached'].sum()} of {len(runs)}",
+             f"{runs['met'].sum()} of {runs['reached'].sum()}",
+             f"{others['met'].sum()} of {others['reached'].sum()}",
+             "–" if math.isnan(ratio) else f"{math.exp(ratio):.2f}×"]
+        )  # fmt: skip
+    heads = ["benchmark", "method", "certified", "of these met on test", "naive rule: met on test", "synapses, ratio"]
+    return markdown_table(heads, rows)
 
 
 def compression_table(table: pd.DataFrame, titles: Mapping[str, str], method: str = claims.METHOD) -> str:

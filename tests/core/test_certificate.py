@@ -11,7 +11,7 @@ from small import tiny
 from torch import nn
 
 from pruning import density, masked
-from pruning.certificate import aim, allowed, certify, lower_bound, needed, sequence, tail
+from pruning.certificate import aim, allowed, certify, lower_bound, needed, passing, sequence, tail
 from pruning.control import PruneControl
 from pruning.looks import Examples
 from pruning.methods import METHODS
@@ -82,6 +82,20 @@ def separable(count, seed):
     inputs = torch.randn(count, 20, generator=generator)
     flipped = torch.rand(count, generator=generator) < 0.02
     return inputs, ((inputs[:, :3].sum(1) > 0) ^ flipped).long()
+
+
+def test_what_comes_so_far_that_it_would_pass_is_tested_too():
+    control = PruneControl(masked(tiny()), 0.9, METHODS["iterative"], confidence=0.95, certifying=1000)
+    least, between = passing(0.9, 0.95, 1000), (passing(0.9, 0.95, 1000) + control.aim) / 2
+    assert 0.9 < least < between < control.aim
+    densities = []
+    for iteration, accuracy in enumerate([between, 0.99, between, between, least - 0.001], start=1):
+        densities.append(control.density)
+        control.update(iteration, accuracy)
+    assert [one["accuracy"] for one in control.delivery.path] == [0.99, between], "the sparser of two alike, no other"
+    assert control.best["density"] == 1 > densities[3]
+    certificate = control.certify(lambda network: torch.ones(1000, dtype=torch.bool))
+    assert certificate.chosen == 1 and density(control.delivered()) == densities[3] == certificate.tested[1][0]
 
 
 @pytest.mark.parametrize("name", ["iterative", "gradual", "adaptive"])

@@ -18,7 +18,7 @@ import torch
 from pruning.study.graph import Graph
 from pruning.study.graph import decide as graph_of
 from pruning.study.records import digest, from_line, lines
-from pruning.study.studies import load
+from pruning.study.studies import load, names
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -243,7 +243,7 @@ def test_the_committed_digits_study_trains_each_benchmark_and_seed(place):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ("study=diggits", "there are digits, fashion, ingredients, lenet, methods, report"),
+        ("study=diggits", f"there are {', '.join(names())}"),
         ("study=tradeoff", "the study 'tradeoff' measures trade-offs: run 'make tradeoff'"),
         ("studdy=report", "--config studdy=report: unknown key; known are study, device, train"),
         ("train=never", "--config train=never: expected yes or no"),

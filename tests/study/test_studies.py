@@ -37,7 +37,7 @@ def file(tmp_path):
 
 
 def test_the_committed_studies_load():
-    assert set(names()) >= {"digits", "report", "methods", "ingredients", "lenet", "smallest", "tradeoff"}
+    assert set(names()) >= {"digits", "report", "methods", "ingredients", "lenet", "smallest", "certified", "tradeoff"}
     report, digits = load("report"), load("digits")
     assert report.benchmarks[:2] == ("mnist-2c", "mnist-3c") and report.requirements["mnist-2c"] == (0.97, 0.98, 0.99)
     assert len({run.name for run in report.runs}) == len(report.benchmarks) * 3 * len(report.methods) * 5

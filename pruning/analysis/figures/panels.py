@@ -43,7 +43,7 @@ def panels(table: pd.DataFrame, titles: Mapping[str, str], heights: tuple[float,
 def settle(figure: Figure) -> None:
     """Lay a figure out once and for all: with many panels the solver's last digits differ from drawing to drawing."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
     for axes in figure.axes:
         axes.set_position([round(edge, 6) for edge in axes.get_position().bounds])
 

@@ -179,7 +179,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
             figure = draw(*args, **kwargs)
             # Laid out once, here: each further layout would move things a little, and with them the bytes.
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")
+            figure.set_layout_engine(None)
         # What the picture shows, for those who cannot see it.
         figure.set_label(figure.get_label() or shows[0].upper() + shows[1:])
         return figure
