@@ -50,7 +50,7 @@ def test_the_readmes_papermill_trains_shows_progress_and_is_interrupted(place):
     (command,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("papermill ")]
     words = shlex.split(command.replace(" out.ipynb ", f" {place / 'out.ipynb'} "))
     status, lines = interrupted(words, "(1 of 10): iteration ")
-    # Papermill is stopped with its kernel. Where it hears of the kernel first, its event loop reports a task at the end.
+    # Papermill is stopped with its kernel. Where it hears of the kernel first, its event loop reports a task last.
     ours, theirs = lines[: lines.index("Aborted!")], lines[lines.index("Aborted!") + 1 :]
     assert status and not [line for line in ours if "Traceback" in line], lines
     assert not theirs or theirs[0] == "Task exception was never retrieved", lines
