@@ -134,26 +134,24 @@ def cost_table(table: pd.DataFrame) -> str:
 
 
 def certified_table(table: pd.DataFrame, naive: pd.DataFrame) -> str:
-    """Write what a requirement with confidence gives, beside the naive rule: one row per benchmark and method.
+    """Write what a requirement with confidence gives, beside the naive rule: by benchmark and method, and by method.
 
     ``naive`` are runs of the same settings that deliver what meets the requirement on validation. The ratio compares
     the synapses of runs with the same seed, where both delivered something (geometric mean).
     """
-    keys = ["benchmark", "method"]
     table, naive = (part.assign(met=part["reached"] & (part["test_accuracy"] >= part["requirement"]))
                     for part in (table, naive))  # fmt: skip
     pairs = table[table["reached"]].merge(naive[naive["reached"]], on=KEYS, suffixes=("", "_naive"))
-    rows = []
-    for place, runs in table.groupby(keys):
-        others = naive.merge(runs[KEYS], on=KEYS)
-        same = pairs[(pairs[keys] == list(place)).all(axis=1)]
-        ratio = (same["density"] / same["density_naive"]).map(math.log).mean() if len(same) else math.nan
-        rows.append(
-            [place[0], f"`{place[1]}`", f"{runs['reached'].sum()} of {len(runs)}",
-             f"{runs['met'].sum()} of {runs['reached'].sum()}",
-             f"{others['met'].sum()} of {others['reached'].sum()}",
-             "–" if math.isnan(ratio) else f"{math.exp(ratio):.2f}×"]
-        )  # fmt: skip
+
+    def row(benchmark: str, method: str, runs: pd.DataFrame) -> list[str]:
+        others, same = naive.merge(runs[KEYS]), pairs.merge(runs[KEYS])
+        ratios = (same["density"] / same["density_naive"]).map(math.log)
+        shown = f"{math.exp(ratios.mean()):.2f}×" if len(ratios) else "–"
+        certified, otherwise = (f"{part['met'].sum()} of {part['reached'].sum()}" for part in (runs, others))
+        return [benchmark, f"`{method}`", f"{runs['reached'].sum()} of {len(runs)}", certified, otherwise, shown]
+
+    rows = [row(*place, runs) for place, runs in table.groupby(["benchmark", "method"])]
+    rows += [row("all", method, runs) for method, runs in table.groupby("method")]
     heads = ["benchmark", "method", "certified", "of these met on test", "naive rule: met on test", "synapses, ratio"]
     return markdown_table(heads, rows)
 

@@ -8,6 +8,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from pruning.analysis import tables
+from pruning.analysis.readme import certified_table
 from pruning.analysis.wording import folded
 from pruning.study.paths import root
 
@@ -113,3 +114,19 @@ def test_long_tables_in_notebooks_are_folded(path):
             assert table.find_parent("details") or len(table.select("tbody tr")) <= MOST
         plain = data.get("text/markdown", "").split("<details>")[0].splitlines()
         assert sum(line.startswith("|") for line in plain) <= MOST + 2
+
+
+def test_certified_runs_stand_beside_the_naive_rule():
+    def run(seed, density, tested, reached=True, benchmark="digits-2c"):
+        return made(benchmark, seed=seed, density=density, test_accuracy=tested, reached=reached)
+
+    naive = tables.frame(
+        [run(0, 0.1, 0.94), run(1, 0.1, 0.96), run(2, 0.1, 0.96), run(0, 0.1, 0.9, False, "digits-3c")]
+    )
+    kept = [run(0, 0.2, 0.96), run(1, 0.8, 0.95), run(2, 1.0, 0.97, False), run(0, 0.3, 0.96, benchmark="digits-3c")]
+    text = certified_table(tables.frame(kept), naive)
+    assert [line.strip("| ") for line in text.splitlines()[2:]] == [
+        "digits-2c | `iterative` | 2 of 3 | 2 of 2 | 2 of 3 | 4.00×",
+        "digits-3c | `iterative` | 1 of 1 | 1 of 1 | 0 of 0 | –",
+        "all | `iterative` | 3 of 4 | 3 of 3 | 2 of 3 | 4.00×",
+    ]
