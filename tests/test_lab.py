@@ -23,9 +23,16 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 # JupyterLab hands these out where it was started with --expose-app-in-browser.
-READY = """() => {
-    const panel = window.jupyterapp?.shell.currentWidget;
-    return panel?.context?.isReady && panel.sessionContext.session?.kernel?.status === "idle";
+OPEN = "async (path) => { await window.jupyterapp.commands.execute('docmanager:open', { path }); }"
+READY = """(path) => {
+    const panel = window.jupyterapp.shell.currentWidget;
+    const shown = panel?.context?.path === path && panel.context.isReady;
+    return shown && panel.sessionContext.session?.kernel?.status === "idle";
+}"""
+CLOSE = """async () => {
+    const panel = window.jupyterapp.shell.currentWidget;
+    await panel.sessionContext.shutdown();
+    panel.dispose();
 }"""
 DIRTY = "() => window.jupyterapp.shell.currentWidget.context.model.dirty"
 ENDED = """() => {
@@ -110,6 +117,8 @@ def page(lab):
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(120_000)
+        page.goto(f"{lab[0]}lab?reset")
+        page.wait_for_function("() => window.jupyterapp?.shell && document.querySelector('.jp-Launcher')")
         yield page
         browser.close()
 
@@ -123,11 +132,11 @@ def choose(page, menu, entry):
 @in_a_browser
 @pytest.mark.parametrize("name", [path.name for path in NOTEBOOKS])
 def test_a_notebook_opens_unchanged_and_runs_to_its_end(lab, page, name):
-    address, place = lab
+    _, place = lab
     path = place / "notebooks" / name
     before = path.read_bytes()
-    page.goto(f"{address}lab/tree/notebooks/{name}?reset")
-    page.wait_for_function(READY)
+    page.evaluate(OPEN, f"notebooks/{name}")
+    page.wait_for_function(READY, arg=f"notebooks/{name}")
     page.wait_for_timeout(1000)
     assert not page.evaluate(DIRTY)
     assert not page.locator(".lm-DockPanel-tabBar .jp-mod-dirty").count()
@@ -154,3 +163,4 @@ def test_a_notebook_opens_unchanged_and_runs_to_its_end(lab, page, name):
         shown = page.locator(".jp-OutputArea-output pre", has_text="100%|")
         shown.scroll_into_view_if_needed()
         assert shown.evaluate(LINES) == len(lines)
+    page.evaluate(CLOSE)

@@ -171,6 +171,10 @@ def run_all(jobs: Sequence[Run], device: str = "cpu", processes: int = 1) -> Non
     try:
         for waiting in [pool.submit(_run_share, share, device) for share in shares.values()]:
             waiting.result()
+    except (KeyboardInterrupt, SystemExit):
+        for child in multiprocessing.active_children():  # else they went on with their shares, and this one waited
+            child.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -71,3 +71,13 @@ def test_a_verb_says_it_in_one_line(place):
     status, lines = interrupted(command, "1/30 ")
     assert status == 130 and lines[-1] == "interrupted: the same command goes on where it was"
     assert all(": density " in line for line in lines[:-1])
+
+
+def test_a_polite_end_of_the_main_process_ends_its_workers(place):
+    command = [sys.executable, "-m", "pruning", "run", "digits", "--jobs", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        first = process.stdout.readline()
+        process.terminate()
+        said, _ = process.communicate(timeout=60)  # which waits for whoever else holds its output open
+    assert ": density " in first and process.returncode == 128 + signal.SIGTERM, first + said
+    assert said.count(": density ") <= 2, said
