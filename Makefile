@@ -97,12 +97,13 @@ notebooks: .venv/installed ## execute the notebooks in place, with their own def
 lab: .venv/installed ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab notebooks
 
-# Every notebook runs once: in JupyterLab by tests/test_lab.py where Chromium is, else by nbval. That one apart: measured
-# for coverage (COVERAGE=--cov), kernels start too slowly.
+# Every notebook runs once: in JupyterLab by tests/test_lab.py where Chromium is, else by nbval. Where coverage is
+# measured (COVERAGE=--cov) nbval comes after it, for measured kernels start too slowly.
 CHROMIUM = $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+NBVAL = $(if $(CHROMIUM),,notebooks) data/results/report/notebooks
 test: .venv/installed ## the tests of the package and of every notebook
-	@$(BIN)/python -m pytest $(COVERAGE) tests pruning
-	@$(BIN)/python -m pytest $(if $(CHROMIUM),,notebooks) data/results/report/notebooks
+	@$(BIN)/python -m pytest $(COVERAGE) tests pruning $(if $(COVERAGE),,$(NBVAL))
+	@$(if $(COVERAGE),$(BIN)/python -m pytest $(NBVAL))
 
 # PyTorch and the compiled convolution as this processor does them, confined to AVX2, to SSE, and without the convolution.
 test-processors: .venv/installed ## the tests that depend on arithmetic, as this and other processors round
