@@ -150,7 +150,7 @@ def certified_table(table: pd.DataFrame, naive: pd.DataFrame) -> str:
         certified, otherwise = (f"{part['met'].sum()} of {part['reached'].sum()}" for part in (runs, others))
         return [benchmark, f"`{method}`", f"{runs['reached'].sum()} of {len(runs)}", certified, otherwise, shown]
 
-    rows = [row(*place, runs) for place, runs in table.groupby(["benchmark", "method"])]
+    rows = [row(benchmark, method, runs) for (benchmark, method), runs in table.groupby(["benchmark", "method"])]
     rows += [row("all", method, runs) for method, runs in table.groupby("method")]
     heads = ["benchmark", "method", "certified", "of these met on test", "naive rule: met on test", "synapses, ratio"]
     return markdown_table(heads, rows)
