@@ -102,7 +102,7 @@ class PruneControl:
         parts = method.criterion, method.allocation, method.masking
         self.pruner = Pruner(model, *parts, hook=self.hook, score_average=self.strategy.scores_average, **given)
         self.aim = requirement if confidence is None else aim(requirement, confidence, certifying or 0)
-        least = None if confidence is None else passing(requirement, confidence, certifying or 0)
+        least = None if confidence is None else min(self.aim, passing(requirement, confidence, certifying or 0))
         self.delivery = Delivery(self.pruner, self.aim, least)
         self.phase, self.missed, self.observed, self.tried = "train", 0, False, False
         # The iteration that first met the requirement, that after which pruning began, and the beginnings taken back.
