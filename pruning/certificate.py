@@ -6,6 +6,8 @@
     0.9703
     >>> allowed(0.99, 0.95, 200) is None, needed(0.99, 0.95)    # 200 images cannot say it, 299 can
     (True, 299)
+    >>> passing(0.99, 0.95, 2500)                      # the part of 2,500 that has to be right
+    0.9936
 
 Bounds are exact (Clopper and Pearson 1934), for examples drawn independently of the networks. Where many networks could
 be delivered, they are tested one after another, in an order that other examples have chosen, until one fails: then all
@@ -56,7 +58,7 @@ def allowed(requirement: float, confidence: float, count: int) -> int | None:
     return low
 
 
-def _allowed(requirement: float, confidence: float, count: int) -> int:
+def _errors_allowed(requirement: float, confidence: float, count: int) -> int:
     if (most := allowed(requirement, confidence, count)) is None:
         raise ValueError(too_few(requirement, confidence, count))
     return most
@@ -75,12 +77,12 @@ def lower_bound(right: int, count: int, confidence: float) -> float:
 
 def passing(requirement: float, confidence: float, count: int) -> float:
     """Return the accuracy on ``count`` examples with which a network passes the test of ``requirement``."""
-    return (count - _allowed(requirement, confidence, count)) / count
+    return (count - _errors_allowed(requirement, confidence, count)) / count
 
 
 def aim(requirement: float, confidence: float, count: int, power: float = POWER) -> float:
     """Return the accuracy that a network needs to pass the test of ``requirement`` with probability ``power``."""
-    most = _allowed(requirement, confidence, count)
+    most = _errors_allowed(requirement, confidence, count)
     low, high = requirement, 1.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -137,11 +137,11 @@ def test_a_notebook_opens_unchanged_and_runs_to_its_end(lab, page, name):
     before = path.read_bytes()
     page.evaluate(OPEN, f"notebooks/{name}")
     page.wait_for_function(READY, arg=f"notebooks/{name}")
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(1000)
     assert not page.evaluate(DIRTY)
     assert not page.locator(".lm-DockPanel-tabBar .jp-mod-dirty").count()
     page.keyboard.press("Control+s")
-    page.wait_for_timeout(300)
+    page.wait_for_timeout(500)
     assert path.read_bytes() == before
 
     choose(page, "Edit", "Clear Outputs of All Cells")

@@ -21,7 +21,6 @@ from pruning.files import DamagedFile
 
 PAGES = ("README.md", "docs/results.md")
 FASHION = "docs/fashion.md"  # from the records of the study `fashion`
-NONE = "No run of this study is recorded."
 SHORT = ("random", claims.METHOD, comparison.METHOD, comparison.PATIENT)
 
 
@@ -52,7 +51,7 @@ def readme(
         "methods": lambda: comparison.markdown(rivals),
         "settings": lambda: settings_table(rivals),
         "cost": lambda: cost_table(table),
-        "certified": lambda: NONE if tested.empty else certified_table(tested, table),
+        "certified": lambda: "No run is recorded." if tested.empty else certified_table(tested, table),
     }
     for mark in dict.fromkeys(re.findall(r"<!-- /?(\w+) -->", text)):
         if mark in parts:

@@ -488,7 +488,7 @@ import resource, warnings
 import torch
 from torch import nn
 from pruning import masked, masked_layers
-from pruning.compensation import Jacobian, score_factors
+from pruning.compensation import Jacobian
 
 warnings.simplefilter("ignore")
 model = masked(nn.Sequential(nn.Linear(784, 2000), nn.ReLU(), nn.Linear(2000, 1000), nn.ReLU(), nn.Linear(1000, 10)))

@@ -262,8 +262,9 @@ def test_a_wrong_configuration_is_one_clear_error(config, said):
     assert process.returncode != 0 and said in process.stdout
 
 
-def test_a_fresh_clone_trains_nothing_that_is_committed(tmp_path):
-    command = [sys.executable, "-m", "snakemake", "-n", "--config", "study=report"]
+@pytest.mark.parametrize("study", ["report", "lenet"])
+def test_a_fresh_clone_trains_nothing_that_is_committed(study, tmp_path):
+    command = [sys.executable, "-m", "snakemake", "-n", "--config", f"study={study}"]
     process = subprocess.run(
         command,
         cwd=ROOT,
