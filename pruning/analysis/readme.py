@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from pruning.analysis import claims, comparison, targets
-from pruning.analysis.tables import KEYS, compression, frame, speedup, summary, titles
+from pruning.analysis.tables import KEYS, compression, frame, speedup, summary, titles, trained_on
 from pruning.analysis.wording import markdown_table, percent, plus_minus
 from pruning.files import DamagedFile
 
@@ -39,8 +39,12 @@ def readme(
     ``methods``, ``settings``, ``cost`` and ``certified``; others stay.
     ``DamagedFile`` names a mark without its other one.
     """
-    table, names, smallest, tested = frame(records), titles(records), list(smallest), frame(certified)
+    table, names, smallest, others, tested = (
+        frame(records), titles(records), list(smallest), list(others), frame(certified)
+    )  # fmt: skip
     rivals = comparison.rivals(comparison.joined(table, frame(others)))
+    shown = set(rivals["method"])
+    told = [record for record in [*records, *others] if record["run"]["method"] in shown]
     parts = {
         "found": lambda: found(rivals),
         "short": lambda: methods_table(ends(table), names, SHORT),
@@ -48,7 +52,7 @@ def readme(
         "saved": lambda: compression_table(table, names),
         "claims": lambda: claims.markdown(table, names),
         "targets": lambda: targets.markdown(rivals, records, frame(smallest) if smallest else None),
-        "methods": lambda: comparison.markdown(rivals),
+        "methods": lambda: f"{comparison.markdown(rivals)}\n\n{trained_on(told)}",
         "settings": lambda: settings_table(rivals),
         "cost": lambda: cost_table(table),
         "certified": lambda: "No run is recorded." if tested.empty else certified_table(tested, table),

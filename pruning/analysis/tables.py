@@ -87,6 +87,17 @@ def mixed_processors(records: Iterable[dict]) -> list[str]:
     ]
 
 
+def trained_on(records: Iterable[dict]) -> str:
+    """Say on which processors each method was trained, in a sentence for each of them; a method may be in several."""
+    methods: dict[str, set[str]] = {}
+    for record in records:
+        methods.setdefault(record["environment"]["device"], set()).add(record["run"]["method"])
+    if len(methods) == 1:
+        return f"All of them were trained on one kind of processor, {next(iter(methods))}."
+    parts = [f"{device}: {', '.join(f'`{name}`' for name in sorted(names))}." for device, names in methods.items()]
+    return " ".join(f"Trained on {part}" for part in parts)
+
+
 def titles(records: Iterable[dict]) -> dict[str, str]:
     """Return each benchmark's data as figures name it: ``{"cifar10-2c": "CIFAR-10 (JPEG copy)"}``."""
     return {record["run"]["benchmark"]: record["data"] for record in records}

@@ -90,6 +90,12 @@ def test_the_table_for_the_readme(tiny):
     assert readme(made, records, ["unpruned", "random"]) == made
     claims = markdown(frame(records), titles(records))
     assert "old" not in made and f"<!-- claims -->\n{claims}\n<!-- /claims -->" in made
+    device = records[0]["environment"]["device"]
+    assert f"\n\nAll of them were trained on one kind of processor, {device}.\n<!-- /methods -->" in made
+    elsewhere = [records[0], *(record | {"environment": {"device": "Abacus"}} for record in records[1:])]
+    assert readme(made, elsewhere, ["random"]).endswith(
+        f"\n\nTrained on {device}: `unpruned`. Trained on Abacus: `random`.\n<!-- /methods -->\n"
+    )
     with pytest.raises(DamagedFile, match="marks <!-- claims --> and <!-- /claims --> once each"):
         readme(text.replace("<!-- claims -->", ""), records, ["random"])
     assert readme("no marks", records, []) == "no marks"
