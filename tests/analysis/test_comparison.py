@@ -346,6 +346,21 @@ def test_the_overview_names_every_method_once_and_joins_the_front(tmp_path):
     assert [path.read_bytes() for path in figures.save(again, tmp_path, "one")] == before
 
 
+def test_no_name_hides_a_point_where_points_crowd():
+    spots = {"random": (0.055, 5.0), "sensitivity": (0.0595, 4.95), "lamp": (0.0685, 4.94), "oneshot": (0.07, 4.5)}
+    spots |= {"rigl": (0.064, 6.2), "surgery": (0.0445, 4.6), "erk": (0.05, 4.4), "uniform": (0.06, 4.7)}
+    rows = [row(method=name, seed=0, density=at[0], effort=at[1], cost=at[1]) for name, at in spots.items()]
+    figure = figures.overview(pd.DataFrame([*some(), *rows]))
+    for axes in figure.axes:
+        named = [text for text in axes.texts if text.get_text()]
+        assert len(named) == len(spots) + 4
+        for text in named:
+            box = text.get_window_extent()
+            hidden = [name for name, spot in spots.items() if box.contains(*axes.transData.transform(spot))]
+            assert not hidden, f"{text.get_text()} covers {hidden}"
+            assert not any(box.overlaps(other.get_window_extent()) for other in named if other is not text)
+
+
 def test_a_method_that_removed_nothing_does_not_stand_for_the_unpruned_training():
     rows = pd.DataFrame(
         [

@@ -24,7 +24,8 @@ from pruning.analysis.figures.style import GREY, INK, SOFT, benchmarks, look, or
 
 FRONT: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 2))}
 NAMED = (REPORTS, METHOD, PATIENT)
-SIDES = [(1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.8), (-0.7, 0.8), (0.7, -0.8), (-0.7, -0.8), (-0.7, 1.9), (0.7, 1.9)]
+SIDES = [(1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.8), (-0.7, 0.8), (0.7, -0.8), (-0.7, -0.8)]
+FAR = [(right, up) for up in (1.9, -1.9, 3.0, -3.0) for right in (-0.7, 0.7, -2.0, 2.0)]  # with a line to the point
 # By which methods are compared with the synapses they leave.
 MEASURES = {"effort": "effort: iterations of training", "cost": "cost: all images, evaluated ones included"}
 BELOW = [(-0.7, -0.8), (0.7, -0.8), *SIDES]  # of the front, where nothing is
@@ -91,7 +92,7 @@ def label_points(axes: Axes, points: pd.DataFrame, measure: str, labels: Mapping
         own, named = taken[number], row["named"]
         drawn = {"color": look(row["method"]).color, "fontweight": "bold"} if named else {"color": SOFT}
         found: list = []
-        for right, up in BELOW if named else SIDES:
+        for right, up in [*(BELOW if named else SIDES), *FAR]:
             text = axes.annotate(
                 labels[row["method"]],
                 (row["density"], row[measure]),
@@ -114,6 +115,10 @@ def label_points(axes: Axes, points: pd.DataFrame, measure: str, labels: Mapping
                 break
         chosen = min(found, key=lambda each: each[:2])
         taken.append(chosen[3])
+        if (offset := chosen[2].get_position()) in {(9 * right, 9 * up) for right, up in FAR}:
+            line = {"arrowstyle": "-", "color": SOFT, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
+            place = (row["density"], row[measure])
+            axes.annotate("", place, offset, textcoords="offset points", arrowprops=line, in_layout=False)
         for each in found:
             if each is not chosen:
                 each[2].remove()
