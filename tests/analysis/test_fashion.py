@@ -54,5 +54,5 @@ def test_what_does_not(tables):
     assert (means[0].idxmax(axis=1) == "gradual").sum() == 3 and len(means[0]) == 4
     there = means[1].loc["mnist-2c"].loc[[0.97, 0.98]]
     assert (there["gradual"] / there["iterative"]).between(0.8, 1.2).all()
-    assert (there["raterewind"] < there[PATIENT]).all() and (there.idxmin(axis=1) == "raterewind").all()
-    assert (means[0]["raterewind"] > means[0][PATIENT]).all()
+    assert (there["raterewind"] / there[PATIENT]).between(0.9, 1.1).all()
+    assert (means[0]["raterewind"] > 1.1 * means[0][PATIENT]).all()
