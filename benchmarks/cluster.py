@@ -42,7 +42,7 @@ def own_seconds() -> dict[Run, float]:
         groups[run.study, run.benchmark, run.requirement, run.method].append(seconds)
     limited = {}
     for run, seconds in records.items():
-        # Two clocks ran on while their machine stood still.
+        # A few clocks ran on while their machine or their process stood still.
         typical = median(groups[run.study, run.benchmark, run.requirement, run.method])
         limited[run] = seconds if seconds < 3 * typical else typical
     return {run: max(seconds - limited.get(before(run, limited), 0.0), 0.1) for run, seconds in limited.items()}

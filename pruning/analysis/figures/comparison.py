@@ -91,8 +91,8 @@ def label_points(axes: Axes, points: pd.DataFrame, measure: str, labels: Mapping
     for number, row in enumerate(points.to_dict("records")):
         own, named = taken[number], row["named"]
         drawn = {"color": look(row["method"]).color, "fontweight": "bold"} if named else {"color": SOFT}
-        found: list = []
-        for right, up in [*(BELOW if named else SIDES), *FAR]:
+        near, found = BELOW if named else SIDES, list[tuple]()
+        for right, up in near + FAR:
             text = axes.annotate(
                 labels[row["method"]],
                 (row["density"], row[measure]),
@@ -115,10 +115,12 @@ def label_points(axes: Axes, points: pd.DataFrame, measure: str, labels: Mapping
                 break
         chosen = min(found, key=lambda each: each[:2])
         taken.append(chosen[3])
-        if (offset := chosen[2].get_position()) in {(9 * right, 9 * up) for right, up in FAR}:
+        if chosen[1] >= len(near):
             line = {"arrowstyle": "-", "color": SOFT, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
-            place = (row["density"], row[measure])
-            axes.annotate("", place, offset, textcoords="offset points", arrowprops=line, in_layout=False)
+            name = chosen[2]
+            axes.annotate(
+                "", name.xy, name.get_position(), textcoords="offset points", arrowprops=line, in_layout=False
+            )
         for each in found:
             if each is not chosen:
                 each[2].remove()
