@@ -144,12 +144,13 @@ def locked(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator
         _clear(claim.path)
         ended = threading.Event()
         beating = threading.Thread(target=claim.beat, args=[ended], daemon=True)
-        beating.start()
         try:
+            beating.start()
             yield claim
         finally:
             ended.set()
-            if not sys.is_finalizing():  # where the interpreter ends, the thread is stopped already, and joins no more
+            # Where the interpreter ends, the thread is stopped already, and joins no more.
+            if beating.is_alive() and not sys.is_finalizing():
                 beating.join()
             if not claim.lost.is_set():
                 claim.write(released=True)
