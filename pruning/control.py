@@ -249,6 +249,7 @@ def _updated(
         looks[-1:] = [replace(last, action=decision.action) for last in looks[-1:]]
     control.events += [event, *looks]
     _ask_for_gradients(control)
+    torch.clear_autocast_cache()  # casts that evaluations made have no gradients
     return event
 
 

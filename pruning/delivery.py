@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pruning.certificate import Certificate, certify, sequence
@@ -73,10 +74,12 @@ class Delivery:
         model = self.pruner.evaluated
         before = copy.deepcopy(model.state_dict())
         model.load_state_dict(state)
+        torch.clear_autocast_cache()  # which may hold casts of the weights as they were
         try:
             return examples()
         finally:
             model.load_state_dict(before)
+            torch.clear_autocast_cache()
 
     def certify(
         self, right: Callable[[nn.Module], Any], requirement: float, confidence: float, count: int

@@ -162,6 +162,7 @@ class Pruner:
                 layer.set_mask(keep)
         if self.optimizer is not None and not self.hook.learns_masked:
             _clear_momentum(self.optimizer, self.layers[name])
+        torch.clear_autocast_cache()  # which may hold casts of the weights as they were
 
     def snapshot(self) -> dict:
         """Copy the states of model, average and optimizer."""
@@ -172,6 +173,7 @@ class Pruner:
         """Go back to a snapshot, masks included."""
         for name, state in snapshot.items():
             getattr(self, name).load_state_dict(copy.deepcopy(state))
+        torch.clear_autocast_cache()
 
     def rewind(self, snapshot: Mapping) -> None:
         """Go back to a snapshot's weights and momentum, and keep the masks of now."""

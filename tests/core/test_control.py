@@ -559,3 +559,29 @@ def test_the_loop_of_the_docs_certifies_what_it_delivers():
     exec(block.replace("0.97", "0.9").replace("% 100", "% 20"), given)
     certificate = given["control"].delivery.certificate
     assert certificate.chosen is not None and density(given["network"]) == certificate.tested[certificate.chosen][0] < 1
+
+
+@pytest.mark.parametrize("method", ["adaptive", "oneshot"])
+def test_within_autocast_what_is_reported_is_what_the_delivered_network_evaluates_to(method):
+    torch.manual_seed(0)
+    x = torch.randn(256, 8)
+    labels = (x[:, 0] > 0).long()
+    model = masked(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    control = PruneControl(model, 0.9, METHODS[method], optimizer=optimizer, budget=200)
+
+    def right(network=model):
+        return (network(x).argmax(1) == labels).float().mean().item()
+
+    for iteration in range(1, 201):
+        F.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if iteration % 20 == 0 and not control.finished:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                control.update(iteration, right(), right, lambda: x)
+                seen = right()
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                assert seen == right(), "what is seen after a cut is the model that was cut"
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert control.best["density"] < 0.5 and right(control.delivered()) == control.best["accuracy"]
