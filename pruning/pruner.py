@@ -186,11 +186,15 @@ class Pruner:
         self.checkpoints[name] = self.snapshot()
 
     def deliver(self, state: Mapping | None) -> nn.Module:
-        """Copy the evaluated model with a state, as it is now without one; zero where pruned."""
+        """Copy the evaluated model with a state, as it is now without one.
+
+        Its layers are zero where pruned, and nothing that a hook asked of them remains.
+        """
         model = copy.deepcopy(self.evaluated)
         if state is not None:
             model.load_state_dict(state)
         for layer in masked_layers(model).values():
+            layer.learns_masked = layer.dense_gradient = False
             layer.set_mask(layer.mask)  # weights that learn under the mask are not delivered
         return model
 

@@ -585,3 +585,23 @@ def test_within_autocast_what_is_reported_is_what_the_delivered_network_evaluate
                 assert seen == right(), "what is seen after a cut is the model that was cut"
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert control.best["density"] < 0.5 and right(control.delivered()) == control.best["accuracy"]
+
+
+@pytest.mark.parametrize("method", ["surgery", "rigl"])
+def test_a_delivered_layer_is_an_ordinary_masked_layer(method):
+    model = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    control = PruneControl(model, 0.5, METHODS[method], optimizer=optimizer)
+    for iteration in range(1, 4):
+        step(model, optimizer, iteration)
+        if control.watching:
+            control.observe(iteration)
+        control.update(iteration, 0.9)
+    assert all(layer.dense_gradient for layer in control.pruner.layers.values()), "the control goes on"
+    delivered = control.delivered()
+    assert density(delivered) < 1
+    for layer in masked_layers(delivered).values():
+        assert not layer.learns_masked and not layer.dense_gradient
+    step(delivered, torch.optim.SGD(delivered.parameters(), lr=0.1), 9)
+    for layer in masked_layers(delivered).values():
+        assert layer.dense_grad is None and not layer.weight.grad[~layer.mask].any() and layer.weight is layer.parameter
