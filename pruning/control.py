@@ -51,7 +51,7 @@ from pruning.events import Event
 from pruning.goal import Goal
 from pruning.hooks import share_dense_gradients
 from pruning.looks import Examples, Verdict
-from pruning.masks import masked_layers, verify
+from pruning.masks import masked_layers
 from pruning.methods import METHODS, Method
 from pruning.pruner import Pruner
 from pruning.strategies import NOT_RECOVERED, Decision, Evaluation, Feedback
@@ -199,7 +199,7 @@ class PruneControl:
         those of its training.
         """
         accuracy = _checked(self, iteration, accuracy, evaluate, next_images)
-        verify(self.pruner.model, self.pruner.layers)
+        self.pruner.verify()
         return _updated(self, iteration, accuracy, evaluate or _missing, next_images or _missing)
 
     def certify(self, right: Callable[[nn.Module], Any]) -> Certificate:
@@ -217,6 +217,7 @@ class PruneControl:
         if self.confidence is not None and self.delivery.certificate is None:
             raise RuntimeError("with confidence=..., call certify(right) first: it says which model can be delivered")
         if self.best is None:
+            self.pruner.verify()
             warnings.warn(f"no model met {self.requirement:g}: the model is delivered as it is", stacklevel=2)
         return self.pruner.deliver(self.best["model"] if self.best else None)
 

@@ -23,7 +23,7 @@ from pruning.allocation import above_threshold
 from pruning.compensation import Jacobian
 from pruning.hooks import Hook
 from pruning.layers import Synapses
-from pruning.masks import masked_layers
+from pruning.masks import masked_layers, verify
 from pruning.processes import copy_from_first
 
 Scores = Mapping[str, Tensor]  # of each layer, by name
@@ -107,6 +107,16 @@ class Pruner:
     def generator(self) -> torch.Generator:
         """A random generator that follows from seed and round."""
         return torch.Generator().manual_seed(1_000_003 * self.seed + self.round)
+
+    def verify(self) -> None:
+        """Raise ``RuntimeError`` where the weights or the average are not those that the masks tell of."""
+        verify(self.model, self.layers)
+        for name, average in self.averages.items():
+            if not torch.equal(average.mask, self.layers[name].mask.to(average.mask.device)):
+                raise RuntimeError(
+                    f"the average has another mask than the model in layer '{name}': make it a copy of the masked "
+                    "model, and load the states of both"
+                )
 
     def criterion_scores(self) -> dict[str, Tensor]:
         """Scores of each layer by the criterion, as it is now."""

@@ -605,3 +605,17 @@ def test_a_delivered_layer_is_an_ordinary_masked_layer(method):
     step(delivered, torch.optim.SGD(delivered.parameters(), lr=0.1), 9)
     for layer in masked_layers(delivered).values():
         assert layer.dense_grad is None and not layer.weight.grad[~layer.mask].any() and layer.weight is layer.parameter
+
+
+def test_an_average_with_other_masks_than_the_model_is_an_error():
+    model = tiny()
+    average = copy.deepcopy(model)
+    model[2].prune(torch.eye(5, 12) > 0)
+    control = PruneControl(model, 0.5, UNPRUNED, average=average)
+    for deliver in (lambda: control.update(1, 0.9), control.delivered):
+        with pytest.raises(RuntimeError, match="the average has another mask than the model in layer '2'"):
+            deliver()
+    assert not control.events
+    average.load_state_dict(model.state_dict())
+    control.update(1, 0.9)
+    assert density(control.delivered()) == control.density == control.best["density"] < 1
