@@ -180,8 +180,10 @@ class Pruner:
         return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items() if part is not None}
 
     def restore(self, snapshot: Mapping) -> None:
-        """Go back to a snapshot, masks included."""
+        """Go back to a snapshot, masks included; learning rates and the like stay as the loop has set them."""
         for name, state in snapshot.items():
+            if name == "optimizer":
+                state = _with_settings_of_now(self.optimizer, state)
             getattr(self, name).load_state_dict(copy.deepcopy(state))
         torch.clear_autocast_cache()
 
@@ -236,6 +238,14 @@ class Together:
         """Go on from ``state_dict()``."""
         for place, each in enumerate(self.optimizers):
             each.load_state_dict(state[str(place)])
+
+
+def _with_settings_of_now(optimizer: torch.optim.Optimizer | Together | None, state: Mapping) -> dict:
+    """Replace the settings in an optimizer's state by those of now: a scheduler may have set them since."""
+    if isinstance(optimizer, Together):
+        return {str(n): _with_settings_of_now(each, state[str(n)]) for n, each in enumerate(optimizer.optimizers)}
+    now = {} if optimizer is None else optimizer.state_dict()
+    return {name: now.get(name, part) if name == "param_groups" else part for name, part in state.items()}
 
 
 def _clear_momentum(optimizer: torch.optim.Optimizer | Together, layer: Synapses) -> None:

@@ -161,6 +161,33 @@ def test_a_schedule_goes_back_by_what_restarted_says(method, back):
     assert rates == pytest.approx([0.1 * rate(step) for step in starts])
 
 
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("method", ["oneshot", "lottery"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 24),
+        lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 4),
+    ],
+    ids=["cosine", "step"],
+)
+def test_a_schedule_that_goes_on_from_the_last_rate_is_not_set_back(make, method, several):
+    model = small()
+    optimizer, alone = sgd(model.parameters()), sgd(small().parameters())
+    schedule, undisturbed = make(optimizer), make(alone)
+    control = PruneControl(model, 0.5, METHODS[method], optimizer=[optimizer] if several else optimizer)
+    for iteration in range(1, 16):
+        optimizer.zero_grad()
+        plain(model, optimizer, iteration, lambda now=iteration: control.watching and control.observe(now))
+        alone.step()
+        schedule.step()
+        undisturbed.step()
+        if iteration % 3 == 0 and not control.finished:
+            control.update(iteration, 0.9)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(alone.param_groups[0]["lr"])
+    assert len(control.events) > 2
+
+
 AVERAGES = {
     "AveragedModel": AveragedModel,
     "AveragedModel, exponential": lambda model: AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5)),
