@@ -45,6 +45,7 @@ import torch
 from torch import nn
 
 from pruning.certificate import Certificate, aim, passing
+from pruning.checks import checked, require_sense
 from pruning.control_state import identity, load, state_of
 from pruning.delivery import Delivery
 from pruning.events import Event
@@ -97,7 +98,7 @@ class PruneControl:
         self.confidence, self.certifying = confidence, certifying
         self.measuring = {"logits": None if score == "accuracy" else False} | dict(measuring or {})
         self.strategy, self.hook = _fresh(method.strategy), _fresh(method.hook)
-        _require_sense(self)
+        require_sense(self, paces)
         given: dict[str, Any] = {"optimizer": optimizer, "average": average, "paces": paces, "seed": seed}
         parts = method.criterion, method.allocation, method.masking
         self.pruner = Pruner(model, *parts, hook=self.hook, score_average=self.strategy.scores_average, **given)
@@ -198,7 +199,7 @@ class PruneControl:
         multiple of the iterations up to the requirement: for a model that comes trained, ``iteration`` counts on from
         those of its training.
         """
-        accuracy = _checked(self, iteration, accuracy, evaluate, next_images)
+        accuracy = checked(self, iteration, accuracy, evaluate, next_images)
         self.pruner.verify()
         return _updated(self, iteration, accuracy, evaluate or _missing, next_images or _missing)
 
@@ -271,29 +272,6 @@ def _decided(control: PruneControl, iteration: int, accuracy: float, feedback: F
     return decision
 
 
-def _require_sense(control: PruneControl) -> None:
-    """Raise ``ValueError`` where the control's parameters make no sense."""
-    if control.goal.score == "any" and control.goal.slack is None and control.strategy.tolerates:
-        raise ValueError("this method lets the score fall below the requirement at first: say how far by slack=...")
-    if control.hook.learns_masked and getattr(control.strategy, "measured", 0):
-        raise ValueError(
-            "compensation sets pruned weights to zero, but the method's hook keeps training them: "
-            "use AccuracyDriven(..., measured=0)"
-        )
-    if unknown := set(control.measuring) - {"output", "logits", "memory"}:
-        raise ValueError(f"measuring takes output, logits and memory, got {sorted(unknown)}")
-    if control.confidence is not None and not 0 < control.confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {control.confidence}")
-    if (control.confidence is None) != (control.certifying is None):
-        raise ValueError("confidence and certifying, the number of examples that certify, go together: give both")
-    if control.confidence is not None and control.goal.score != "accuracy":
-        raise ValueError("confidence needs an accuracy: of another score no examples can be counted")
-    for name in ("patience", "ramp", "budget"):
-        value = getattr(control, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
 def _event(control: PruneControl, iteration, phase, accuracy, density, action, thresholds) -> Event:
     return Event(iteration, phase, accuracy, density, action, control.densities(), thresholds)
 
@@ -341,30 +319,6 @@ def _took_back(control: PruneControl) -> bool:
     for name, layer in control.pruner.layers.items():
         control.pruner.set_mask(name, torch.ones_like(layer.mask))
     return True
-
-
-def _checked(control: PruneControl, iteration: int, accuracy: float, evaluate, next_images) -> float:
-    if control.finished:
-        raise RuntimeError("the control has stopped: take delivered()")
-    accuracy = control.goal.checked(accuracy)
-    late = control.began is not None and iteration > control.began
-    if control.hook.acts and (control.hook.early or late) and not control.observed:
-        raise RuntimeError(
-            "this method acts at every iteration, and was never told of one: call observe(iteration) between "
-            "loss.backward() and optimizer.step() while control.watching is true"
-        )
-    given = {"evaluate": evaluate, "next_images": next_images}
-    if any(given[name] is None for name in control.strategy.needs):
-        raise ValueError("this method asks what pruning costs: call update(iteration, accuracy, evaluate, next_images)")
-    if control.strategy.needs and iteration < 1:
-        raise ValueError(
-            f"iteration must be at least 1, got {iteration}: this method's effort is a multiple of the iterations "
-            "up to the requirement, so count those of the training that a model comes with"
-        )
-    first = not control.events and accuracy < control.aim
-    if first and not control.tried and "next_images" in control.strategy.needs:
-        control.check(next_images())
-    return accuracy
 
 
 def _evaluation(control: PruneControl, iteration: int, accuracy: float, start: int) -> Evaluation:

@@ -182,9 +182,8 @@ class Pruner:
     def restore(self, snapshot: Mapping) -> None:
         """Go back to a snapshot, masks included; learning rates and the like stay as the loop has set them."""
         for name, state in snapshot.items():
-            if name == "optimizer":
-                state = _with_settings_of_now(self.optimizer, state)
-            getattr(self, name).load_state_dict(copy.deepcopy(state))
+            kept = _with_settings_of_now(self.optimizer, state) if name == "optimizer" else state
+            getattr(self, name).load_state_dict(copy.deepcopy(kept))
         torch.clear_autocast_cache()
 
     def rewind(self, snapshot: Mapping) -> None:

@@ -109,12 +109,13 @@ class Strategy:
     ``checkpoint`` is the iteration whose weights will be asked for (``pruner.checkpoints["early"]``), ``restarted``
     the iteration at which the training recipe starts again, ``needs`` names what feedback must offer. With
     ``scores_average`` the criterion reads the weights of the average; one that ``tolerates`` lets the score fall below
-    the requirement by some slack.
+    the requirement by some slack; one that is ``paced`` goes by ``pruner.paces``.
     """
 
     restarted: int = 0
     scores_average: ClassVar[bool] = False
     tolerates: ClassVar[bool] = False
+    paced: ClassVar[bool] = False
 
     @property
     def checkpoint(self) -> int | None:
@@ -180,6 +181,7 @@ class Rounds(Strategy):
     paces: dict[str, float] = field(init=False, default_factory=dict, repr=False)
     restarted: int = field(init=False, default=0, repr=False)
     rested: int | None = field(init=False, default=None, repr=False)
+    paced: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.from_dense and self.rewind:

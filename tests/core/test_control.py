@@ -180,6 +180,25 @@ def test_paces_by_name():
             PruneControl(tiny(), 0.5, paces={"0": pace})
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_paces_have_an_effect_or_are_refused(name):
+    fitting = ["iterative", "random", "movement", "surgery", "biased"]
+    if name not in fitting:
+        with pytest.raises(ValueError, match=f"paces has no effect on '{name}': .* so in {', '.join(fitting)}"):
+            PruneControl(tiny(), 0.5, METHODS[name], paces={"0": 1})
+        return
+    found = []
+    for paces in ({"0": 1, "2": 1}, {"0": 0, "2": 1}):
+        control = PruneControl(tiny(), 0.5, METHODS[name], paces=paces)
+        step(control.pruner.model, torch.optim.SGD(control.pruner.model.parameters(), lr=0.1), 0)
+        for iteration in (1, 2):
+            if control.watching:
+                control.observe(iteration)
+            control.update(iteration, 0.9)
+        found.append(control.densities())
+    assert found[0]["0"] < found[1]["0"] == 1
+
+
 def test_a_slow_recovery_halves_the_rates():
     control = PruneControl(tiny(), 0.8, patience=4)
     rates = control.strategy.rates(control.pruner)
