@@ -31,10 +31,6 @@ def require_sense(control: PruneControl, paces: Mapping[str, float] | None) -> N
         raise ValueError("confidence and certifying, the number of examples that certify, go together: give both")
     if control.confidence is not None and control.goal.score != "accuracy":
         raise ValueError("confidence needs an accuracy: of another score no examples can be counted")
-    for name in ("patience", "ramp", "budget"):
-        value = getattr(control, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
     if paces and not _paced(control.method):
         name = next((f"'{name}'" for name, known in METHODS.items() if known is control.method), "this method")
         fitting = ", ".join(known for known, method in METHODS.items() if _paced(method))

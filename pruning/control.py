@@ -49,7 +49,7 @@ from pruning.checks import checked, require_sense
 from pruning.control_state import identity, load, state_of
 from pruning.delivery import Delivery
 from pruning.events import Event
-from pruning.goal import Goal
+from pruning.goal import Goal, at_least_one, number, whole
 from pruning.hooks import share_dense_gradients
 from pruning.looks import Examples, Verdict
 from pruning.masks import masked_layers
@@ -93,9 +93,12 @@ class PruneControl:
         confidence: float | None = None,
         certifying: int | None = None,
     ):
-        self.goal, self.requirement, self.method = Goal(requirement, score, slack), requirement, method
-        self.patience, self.budget, self.ramp = patience, budget, ramp
-        self.confidence, self.certifying = confidence, certifying
+        self.goal, self.method = Goal(requirement, score, slack), method
+        self.requirement = requirement = self.goal.requirement
+        self.patience, self.ramp = at_least_one("patience", patience), at_least_one("ramp", ramp)
+        self.budget = None if budget is None else at_least_one("budget", budget)
+        self.confidence = confidence = None if confidence is None else number("confidence", confidence)
+        self.certifying = certifying = None if certifying is None else whole("certifying", certifying)
         self.measuring = {"logits": None if score == "accuracy" else False} | dict(measuring or {})
         self.strategy, self.hook = _fresh(method.strategy), _fresh(method.hook)
         require_sense(self, paces)
@@ -199,6 +202,7 @@ class PruneControl:
         multiple of the iterations up to the requirement: for a model that comes trained, ``iteration`` counts on from
         those of its training.
         """
+        iteration = whole("iteration", iteration)
         accuracy = checked(self, iteration, accuracy, evaluate, next_images)
         self.pruner.verify()
         return _updated(self, iteration, accuracy, evaluate or _missing, next_images or _missing)

@@ -9,7 +9,39 @@
 from __future__ import annotations
 
 import math
+import operator
+import sys
 from dataclasses import dataclass
+from typing import Any
+
+
+def number(name: str, value: Any) -> float:
+    """Take one number, of a library's type too, as a plain one; ``TypeError`` where it is none."""
+    try:
+        if not isinstance(value, (str, bytes)):
+            return float(value)
+    except (TypeError, ValueError, RuntimeError):  # a tensor or an array of several
+        pass
+    raise TypeError(f"{name} must be a number, got {value!r:.80}")
+
+
+def whole(name: str, value: Any) -> int:
+    """Take a whole number, of a library's type too, as a plain one."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        found = number(name, value)
+    if not found.is_integer():
+        raise ValueError(f"{name} must be a whole number, got {value}")
+    return int(found)
+
+
+def at_least_one(name: str, value: Any) -> int:
+    """Take a whole number of at least 1; infinity is as good as the largest."""
+    found = number(name, value)
+    if not found >= 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return sys.maxsize if found == math.inf else whole(name, value)
 
 
 @dataclass(frozen=True)
@@ -25,6 +57,9 @@ class Goal:
     slack: float | None = None
 
     def __post_init__(self):
+        for name in ("requirement", "slack"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, number(name, value))
         if self.score not in ("accuracy", "any"):
             raise ValueError(f"score must be 'accuracy' or 'any', got {self.score!r}")
         if self.score == "accuracy" and not 0 < self.requirement < 1:
@@ -39,7 +74,7 @@ class Goal:
 
     def checked(self, value: float) -> float:
         """Return a score as a number; raises ``ValueError`` where it is none."""
-        value = float(value)
+        value = number("accuracy" if self.score == "accuracy" else "score", value)
         if self.score == "accuracy" and not 0 <= value <= 1:
             raise ValueError(f"accuracy must be a fraction between 0 and 1, got {value}; other scores need score='any'")
         if math.isnan(value):

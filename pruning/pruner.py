@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pruning.allocation import above_threshold
 from pruning.compensation import Jacobian
+from pruning.goal import number, whole
 from pruning.hooks import Hook
 from pruning.layers import Synapses
 from pruning.masks import masked_layers, verify
@@ -56,10 +57,11 @@ class Pruner:
         self.layers = masked_layers(model)
         if not self.layers:
             raise ValueError("the model has no masked layer: call masked(model) first")
-        unknown = set(paces or {}) - set(self.layers)
+        paces = {name: number(f"the pace of '{name}'", pace) for name, pace in (paces or {}).items()}
+        unknown = set(paces) - set(self.layers)
         if unknown:
             raise ValueError(f"no masked layer {sorted(unknown)}; the layers are {list(self.layers)}")
-        for name, pace in (paces or {}).items():
+        for name, pace in paces.items():
             if not 0 <= pace < math.inf:
                 raise ValueError(f"the pace of '{name}' must be 0 or more, got {pace}")
         self.averages = masked_layers(average) if average is not None else {}
@@ -68,7 +70,7 @@ class Pruner:
         self.model, self.average = model, average
         self.optimizer = Together(optimizer) if isinstance(optimizer, Sequence) else optimizer
         self.criterion, self.allocation, self.masking, self.hook = criterion, allocation, masking, hook or Hook()
-        self.score_average, self.paces, self.seed = score_average, dict(paces or {}), seed
+        self.score_average, self.paces, self.seed = score_average, paces, whole("seed", seed)
         for layer in (*self.layers.values(), *self.averages.values()):
             layer.learns_masked = self.hook.learns_masked
         self.round = 0

@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -638,3 +639,25 @@ def test_an_average_with_other_masks_than_the_model_is_an_error():
     average.load_state_dict(model.state_dict())
     control.update(1, 0.9)
     assert density(control.delivered()) == control.density == control.best["density"] < 1
+
+
+def test_numbers_of_numpy_and_tensors_become_plain_ones():
+    settings = {"requirement": numpy.float64(0.5), "ramp": numpy.int64(100), "seed": numpy.int64(1)}
+    settings |= {"patience": torch.tensor(4), "budget": numpy.float32(500), "paces": {"0": numpy.float32(0.5)}}
+    control = PruneControl(tiny(), **settings)
+    plain = PruneControl(tiny(), 0.5, ramp=100, seed=1, patience=4, budget=500, paces={"0": 0.5})
+    counter = torch.tensor(0)
+    for number in (1, 2, 3):
+        counter += 10  # in place, as a training step's counter may be
+        control.update(counter if number < 3 else numpy.int64(30), torch.tensor(0.75))
+        plain.update(10 * number, 0.75)
+    assert control.events == plain.events and control.start == 10
+    buffer = io.BytesIO()
+    torch.save(control.state_dict(), buffer)
+    buffer.seek(0)
+    plain.load_state_dict(torch.load(buffer, weights_only=True))
+    assert repr(plain.events) == repr(control.events) and plain.requirement == 0.5
+    assert (PruneControl(tiny(), 0.5, budget=1e5).budget, PruneControl(tiny(), 0.5, budget=10**17).budget) == (
+        10**5,
+        10**17,
+    )
