@@ -283,7 +283,8 @@ def _event(control: PruneControl, iteration, phase, accuracy, density, action, t
 def _confirmed(control: PruneControl, looks: list[Event], examples: Examples | None, candidate: Mapping) -> None:
     """Log the evaluation of a model on all examples, after the control has stopped."""
     layers = masked_layers(control.pruner.evaluated)
-    masks = {name: candidate["model"][f"{name}.mask" if name else "mask"] for name in layers}
+    keys = {id(buffer): key for key, buffer in control.pruner.evaluated.named_buffers()}
+    masks = {name: candidate["model"][keys[id(layer.mask)]] for name, layer in layers.items()}
     densities = {name: int(mask.sum()) / mask.numel() for name, mask in masks.items()}
     place = candidate["iteration"], "confirm", candidate["accuracy"], candidate["density"], "wait", densities
     looks.append(Event(*place, examples=examples.count if examples else None))

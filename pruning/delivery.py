@@ -38,7 +38,7 @@ class Delivery:
         density = self.pruner.density
         if not (whole and self._certifiable(accuracy)) and not (accuracy >= self.aim and self._sparser(density)):
             return
-        state = {name: tensor.detach().clone() for name, tensor in self.pruner.evaluated.state_dict().items()}
+        state = {name: _copied(part) for name, part in self.pruner.evaluated.state_dict().items()}
         self._add(
             {"iteration": iteration, "accuracy": accuracy, "density": density, "model": state, "events": events}, whole
         )
@@ -110,6 +110,11 @@ class Delivery:
         self.certificate = (
             None if said is None else Certificate(**{**said, "tested": tuple(map(tuple, said["tested"]))})
         )
+
+
+def _copied(part: Any) -> Any:
+    """Copy a part of a state; what a module's ``get_extra_state`` gave may be anything."""
+    return part.detach().clone() if isinstance(part, Tensor) else copy.deepcopy(part)
 
 
 def _thinned(path: list[dict]) -> list[dict]:

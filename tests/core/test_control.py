@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pruning import allocation, criteria, density, masked, masked_layers
 from pruning.control import PruneControl
+from pruning.looks import Examples
 from pruning.methods import METHODS, Method
 from pruning.notation import lenet
 from pruning.schedules import GeometricSchedule, LinearThreshold, PolynomialSchedule
@@ -661,3 +662,34 @@ def test_numbers_of_numpy_and_tensors_become_plain_ones():
         10**5,
         10**17,
     )
+
+
+def test_a_state_that_is_no_tensor_is_kept_as_well():
+    class Versioned(nn.Linear):
+        version = 1
+
+        def get_extra_state(self):
+            return {"version": [self.version]}
+
+        def set_extra_state(self, state):
+            self.version = state["version"][0]
+
+    model = masked(nn.Sequential(Versioned(8, 8), nn.ReLU(), nn.Linear(8, 4)))
+    control = PruneControl(model, 0.5, LADDER)
+    control.update(1, 0.6)
+    control.update(2, 0.6)
+    model[0].version = 2
+    assert control.delivered()[0].version == 1 and density(control.delivered()) == control.best["density"] == 0.5
+
+
+def test_models_that_a_look_found_good_enough_are_confirmed_whatever_their_masks_are_called():
+    model = masked(nn.LSTM(3, 5))
+    known = torch.arange(1000) % 20 > 0  # an accuracy of 0.95, whatever is pruned
+    steering = Examples(known.__getitem__, 1000)
+    control = PruneControl(model, 0.9, METHODS["adaptive-uncompensated"])
+    control.update(10, steering(), steering)
+    confirmed = [event for event in control.events if event.phase == "confirm"]
+    assert control.finished and [event.accuracy for event in confirmed] == [0.95]
+    assert confirmed[0].densities == {
+        name: layer.significant / layer.synapses for name, layer in masked_layers(control.delivered()).items()
+    }
