@@ -99,6 +99,7 @@ class _Descent:
         self.jacobian: Jacobian | None = None
         self.idle = False
         self.fresh = False  # whether the Jacobian was measured where the next step starts
+        self.begun: dict | None = None  # what the first step started from
 
     @property
     def over(self) -> bool:
@@ -106,6 +107,17 @@ class _Descent:
         return self.idle or self.pruner.exhausted or self.keep**0.5 * self.pruner.significant < self.lowest
 
     def go(self) -> dict[str, float] | None:
+        """Descend, and return the last thresholds; where a look or a measurement fails, nothing was pruned."""
+        number = self.pruner.round
+        try:
+            return self._go()
+        except BaseException:
+            if self.begun is not None:
+                self.pruner.restore(self.begun)
+            self.pruner.round = number
+            raise
+
+    def _go(self) -> dict[str, float] | None:
         """Descend as far as looks allow; returns the last thresholds.
 
         Steps that were too many are taken back, and fewer tried, with a fresh Jacobian if the old one was reused. Where
@@ -120,6 +132,7 @@ class _Descent:
                 self.keep, limit = whole**0.5, taken + 2
             self._measure()
             before, jacobian = pruner.snapshot(), self.jacobian
+            self.begun = self.begun or before
             steps, thresholds = self._steps(int(min(stride, limit - taken - 1)))
             verdict = self.feedback.look(self.least, pruner.generator, self.strategy.error)
             self.feedback.report(self.iteration, verdict, thresholds)

@@ -244,14 +244,20 @@ def _updated(
     if examples is not None and not examples.knows(accuracy):
         examples.forget()
     density, looks = control.pruner.density, list[Event]()
-    decision = _decided(control, iteration, accuracy, _feedback(control, looks, evaluate, next_images))
+    delivery = control.delivery
+    before = control.start, control.began, delivery.best, delivery.pending, delivery.path
+    try:
+        decision = _decided(control, iteration, accuracy, _feedback(control, looks, evaluate, next_images))
+    except BaseException:  # such as of the loop's evaluate: this update has not been
+        control.start, control.began, delivery.best, delivery.pending, delivery.path = before
+        raise
     if decision.thresholds:
         control.hook.pruned(iteration, decision.thresholds, control.ramp)
     event = _event(control, iteration, control.phase, accuracy, density, decision.action, decision.thresholds)
     event = replace(event, examples=examples.count if examples else None)
     control.phase = "done" if decision.stops else decision.phase
     if decision.stops:
-        control.delivery.confirm(evaluate, functools.partial(_confirmed, control, looks, examples))
+        delivery.confirm(evaluate, functools.partial(_confirmed, control, looks, examples))
         looks[-1:] = [replace(last, action=decision.action) for last in looks[-1:]]
     control.events += [event, *looks]
     _ask_for_gradients(control)

@@ -52,6 +52,30 @@ def seeking(accuracies, requirement=0.9, error=0.1, **changes):
     return control, lambda iteration, found: control.update(iteration, found, lambda: next(answers), measure), measured
 
 
+@pytest.mark.parametrize(("looks", "batches"), [(1, 9), (2, 2)], ids=["a look", "a measurement"])
+def test_a_descent_that_fails_midway_has_not_been(looks, batches):
+    def given(values, count):
+        yield from values[:count]
+        raise MemoryError
+
+    def update(control, looks, batches):
+        found, images = given([0.95, 0.887, 0.887], looks), given([examples(seed)[0] for seed in range(9)], batches)
+        return control.update(20, 0.9, lambda: next(found), lambda: next(images))
+
+    control, other = (seeking([], error=0.0, keep=0.5, depth=0.04)[0] for _ in range(2))
+    before = control.pruner.snapshot()
+    with pytest.raises(MemoryError):
+        update(control, looks, batches)
+    assert same(control.pruner.snapshot()["model"], before["model"]) and control.pruner.round == 0
+    assert not control.events and control.best is None and control.start is None
+    assert update(control, 3, 9) == update(other, 3, 9) and control.events == other.events, "it can be tried again"
+    assert same(control.pruner.model.state_dict(), other.pruner.model.state_dict()) and control.density < 1
+
+
+def same(state, other):
+    return all(torch.equal(value, other[name]) for name, value in state.items())
+
+
 def test_without_error_every_step_is_looked_at_and_undone_where_it_costs_too_much():
     control, update, measured = seeking([0.95, 0.895, 0.889] + [0.889] * 9, error=0.0, keep=0.5, depth=0.04)
     assert update(10, 0.5).action == "wait" and not measured
