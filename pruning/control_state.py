@@ -26,7 +26,7 @@ def identity(control: PruneControl) -> dict:
         "confidence": control.confidence,
         "certifying": control.certifying,
         "seed": control.pruner.seed,
-    }
+    } | control.pruner.parts
 
 
 _STATE = ("phase", "missed", "start", "began", "false_starts", "observed")
@@ -49,9 +49,14 @@ def _kept(part) -> dict:
 
 
 def load(control: PruneControl, state: Mapping) -> None:
-    """Set a control to a state; ``ValueError`` where it belongs to another control."""
-    for name, own in identity(control).items():
-        if state[name] != own:
+    """Set a control to a state; ``ValueError`` where it belongs to another control, which then stays as it is."""
+    wanted = identity(control)
+    asked = [*wanted, *_STATE, "pruner", "delivery", "strategy", "hook", "events"]
+    lacking = [name for name in asked if name not in state] if isinstance(state, Mapping) else asked
+    if set(lacking) - set(control.pruner.parts):  # which older states lack
+        raise ValueError(f"this is no state of a control, as its state_dict() gives: it lacks {', '.join(lacking)}")
+    for name, own in wanted.items():
+        if state.get(name, own) != own:
             raise ValueError(f"this state belongs to another {name}: {state[name]}, where this control has {own}")
     for name in _STATE:
         setattr(control, name, copy.deepcopy(state[name]))

@@ -77,6 +77,15 @@ class Pruner:
         self.checkpoints: dict[str, dict] = {}
 
     @property
+    def parts(self) -> dict[str, str]:
+        """What snapshots hold beside the model."""
+        several = isinstance(self.optimizer, Together) and f"a list of {len(self.optimizer.optimizers)}"
+        return {
+            "average": "none" if self.average is None else "one",
+            "optimizer": several or ("none" if self.optimizer is None else "one"),
+        }
+
+    @property
     def evaluated(self) -> nn.Module:
         """The model that is evaluated and delivered."""
         return self.average if self.average is not None else self.model

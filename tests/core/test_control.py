@@ -446,6 +446,32 @@ def test_a_state_of_something_else_is_an_error():
             control.load_state_dict(state)
 
 
+@pytest.mark.parametrize("state", [{}, None, tiny().state_dict()], ids=["empty", "None", "a model's"])
+def test_what_is_no_state_of_a_control_is_an_error(state):
+    control = PruneControl(tiny(), 0.8)
+    with pytest.raises(ValueError, match="no state of a control, .* it lacks requirement"):
+        control.load_state_dict(state)
+
+
+def test_a_state_of_another_set_up_is_an_error_and_changes_nothing():
+    def made(average=False, optimizers=0):
+        model = tiny()
+        each = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (model[0], model[2])]
+        given = {0: None, 1: torch.optim.SGD(model.parameters(), lr=0.1), 2: each}[optimizers]
+        return PruneControl(model, 0.5, REWIND, optimizer=given, average=copy.deepcopy(model) if average else None)
+
+    set_ups = [(average, optimizers) for average in (False, True) for optimizers in (0, 1, 2)]
+    for here, there in itertools.permutations(set_ups, 2):
+        control, other = made(*here), made(*there)
+        drive(other, [0.9, 0.9])
+        with pytest.raises(ValueError, match=f"another {'average' if here[0] != there[0] else 'optimizer'}: "):
+            control.load_state_dict(other.state_dict())
+        assert not control.events and not control.pruner.checkpoints and control.pruner.round == 0
+    control = made(*here)
+    older = {name: value for name, value in control.state_dict().items() if name not in ("average", "optimizer")}
+    control.load_state_dict(older)
+
+
 def test_the_random_criterion_draws_anew_in_each_round():
     model = masked(nn.Linear(20, 5))
     control = PruneControl(model, 0.5, METHODS["random"])
