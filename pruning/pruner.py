@@ -122,6 +122,11 @@ class Pruner:
     def verify(self) -> None:
         """Raise ``RuntimeError`` where the weights or the average are not those that the masks tell of."""
         verify(self.model, self.layers)
+        if any(layer.learns_masked != self.hook.learns_masked for layer in self.layers.values()):
+            raise RuntimeError(
+                "another control was made of this model since, under which pruned weights "
+                f"{'stay zero' if self.hook.learns_masked else 'go on learning'}: this one cannot go on"
+            )
         for name, average in self.averages.items():
             if not torch.equal(average.mask, self.layers[name].mask.to(average.mask.device)):
                 raise RuntimeError(

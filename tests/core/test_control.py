@@ -654,6 +654,20 @@ def test_a_delivered_layer_is_an_ordinary_masked_layer(method):
         assert layer.dense_grad is None and not layer.weight.grad[~layer.mask].any() and layer.weight is layer.parameter
 
 
+@pytest.mark.parametrize("names", [("surgery", "iterative"), ("iterative", "surgery")])
+def test_a_control_whose_model_another_took_over_says_so(names):
+    model = tiny()
+    first, second = (PruneControl(model, 0.5, METHODS[name], budget=20) for name in names)
+    with pytest.raises(RuntimeError, match="another control was made of this model since, .* (stay zero|go on lear)"):
+        first.update(10, 0.9)
+    assert first.density == 1 and not first.events
+    second.observe(10)
+    assert second.update(10, 0.9).action == "prune" and second.update(20, 0.9).finished
+    before = second.density
+    third = PruneControl(model, 0.5, METHODS[names[0]])  # after the second has ended
+    assert third.update(10, 0.9).action == "prune" and third.density < before < 1
+
+
 def test_an_average_with_other_masks_than_the_model_is_an_error():
     model = tiny()
     average = copy.deepcopy(model)
