@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
 
 from pruning.allocation import erk, global_threshold, lamp
+from pruning.goal import at_least_one, number, whole
+from pruning.masks import verify
 from pruning.methods import METHODS, Method
+from pruning.pruner import Pruner
 
 if TYPE_CHECKING:
     from pruning.control import PruneControl
 
 TOGETHER = (global_threshold, erk, lamp)  # allocations to which only the mean of the layers' amounts matters
+
+
+def known(method: Method | str) -> Method:
+    """Return a method, or the known one of this name."""
+    if isinstance(method, str) and method not in METHODS:
+        raise ValueError(f"no method is called {method!r}; the known ones are {', '.join(METHODS)}")
+    if not isinstance(method, (Method, str)):
+        raise TypeError(f"method must be a Method or the name of a known one, got {method!r:.80}")
+    return METHODS[method] if isinstance(method, str) else method
+
+
+def limits(patience: Any, budget: Any, ramp: Any) -> tuple[int, int | None, int]:
+    """Return a control's limits as plain numbers."""
+    most = None if budget is None else at_least_one("budget", budget)
+    return at_least_one("patience", patience), most, at_least_one("ramp", ramp)
+
+
+def certification(confidence: Any, certifying: Any) -> tuple[float | None, int | None]:
+    """Return what a control is to certify as plain numbers."""
+    count = None if certifying is None else whole("certifying", certifying)
+    return None if confidence is None else number("confidence", confidence), count
+
+
+def require_fit(model: Any, optimizer: Any, average: Any) -> None:
+    """Raise where model, optimizer and average are not what their names say, or the optimizer is of another model."""
+    for name, value in (("model", model), ("average", average)):
+        if not isinstance(value, nn.Module) and (value is not None or name == "model"):
+            raise TypeError(f"{name} must be a module, got {value!r:.80}")
+    if optimizer is None:
+        return
+    several = optimizer if isinstance(optimizer, Sequence) and not isinstance(optimizer, str) else [optimizer]
+    for one in several:
+        if not hasattr(one, "param_groups"):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer or a list of some, got {one!r:.80}")
+    trained = {id(value) for one in several for group in one.param_groups for value in group["params"]}
+    if trained and trained.isdisjoint(id(value) for value in model.parameters()):
+        raise ValueError("the optimizer has none of the model's parameters: make it of the model that is pruned")
 
 
 def require_sense(control: PruneControl, paces: Mapping[str, float] | None) -> None:
@@ -56,7 +99,12 @@ def checked(control: PruneControl, iteration: int, accuracy: float, evaluate, ne
             "this method acts at every iteration, and was never told of one: call observe(iteration) between "
             "loss.backward() and optimizer.step() while control.watching is true"
         )
+    if iteration < (last := last_evaluation(control)):
+        raise ValueError(f"iteration must not go back: got {iteration} after {last}")
     given = {"evaluate": evaluate, "next_images": next_images}
+    for name, value in given.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"{name} must be a function that the control calls, got {value!r:.80}")
     if any(given[name] is None for name in control.strategy.needs):
         raise ValueError("this method asks what pruning costs: call update(iteration, accuracy, evaluate, next_images)")
     if control.strategy.needs and iteration < 1:
@@ -68,3 +116,25 @@ def checked(control: PruneControl, iteration: int, accuracy: float, evaluate, ne
     if first and not control.tried and "next_images" in control.strategy.needs:
         control.check(next_images())
     return accuracy
+
+
+def require_sound(pruner: Pruner) -> None:
+    """Raise ``RuntimeError`` where weights, hook or average are not what the masks and the control tell of."""
+    verify(pruner.model, pruner.layers)
+    learns = pruner.hook.learns_masked
+    if any(layer.learns_masked != learns for layer in pruner.layers.values()):
+        raise RuntimeError(
+            "another control was made of this model since, under which pruned weights "
+            f"{'stay zero' if learns else 'go on learning'}: this one cannot go on"
+        )
+    for name, average in pruner.averages.items():
+        if not torch.equal(average.mask, pruner.layers[name].mask.to(average.mask.device)):
+            raise RuntimeError(
+                f"the average has another mask than the model in layer '{name}': make it a copy of the masked model, "
+                "and load the states of both"
+            )
+
+
+def last_evaluation(control: PruneControl) -> int:
+    """Find the iteration of the last update, 0 before the first."""
+    return next((event.iteration for event in reversed(control.events) if event.phase not in ("look", "confirm")), 0)

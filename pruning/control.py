@@ -45,11 +45,20 @@ import torch
 from torch import nn
 
 from pruning.certificate import Certificate, aim, passing
-from pruning.checks import checked, require_sense
+from pruning.checks import (
+    certification,
+    checked,
+    known,
+    last_evaluation,
+    limits,
+    require_fit,
+    require_sense,
+    require_sound,
+)
 from pruning.control_state import identity, load, state_of
 from pruning.delivery import Delivery
 from pruning.events import Event
-from pruning.goal import Goal, at_least_one, number, whole
+from pruning.goal import Goal, whole
 from pruning.hooks import share_dense_gradients
 from pruning.looks import Examples, Verdict
 from pruning.masks import masked_layers
@@ -64,21 +73,21 @@ class PruneControl:
     """Decide when pruning starts, how far each layer is pruned, and when to stop.
 
     ``model`` has masked layers. ``requirement`` is the validation accuracy to be met, in (0, 1), or with
-    ``score="any"`` a score of any range, higher for a better model. ``slack`` is how far ``adaptive`` lets it fall
-    below the requirement at first, in units of the score; an accuracy has a default. ``optimizer``, ``average``,
-    ``paces`` and ``seed`` are the pruner's. ``patience`` counts evaluations without the requirement met until the
-    control gives up, ``budget`` iterations in all, ``ramp`` the iterations over which a schedule of iterations runs.
-    ``measuring`` holds options of ``compensation.Jacobian``: ``output``, ``logits`` (by default outputs [N, C] of more
-    than two columns are logits where the score is an accuracy) and ``memory`` in bytes. ``confidence``, in (0, 1), and
-    ``certifying``, a number of examples, go together: pruning then aims at ``aim``, the accuracy that a model needs to
-    be certified with a probability of 80 %.
+    ``score="any"`` a score of any range, higher for a better model. ``method`` may be a known one's name. ``slack`` is
+    how far ``adaptive`` lets the score fall below the requirement at first, in its units; an accuracy has a default.
+    ``optimizer``, ``average``, ``paces`` and ``seed`` are the pruner's. ``patience`` counts evaluations without the
+    requirement met until the control gives up, ``budget`` iterations in all, ``ramp`` the iterations over which a
+    schedule of iterations runs. ``measuring`` holds options of ``compensation.Jacobian``: ``output``, ``logits`` (by
+    default outputs [N, C] of more than two columns are logits where the score is an accuracy) and ``memory`` in bytes.
+    ``confidence``, in (0, 1), and ``certifying``, a number of examples, go together: pruning then aims at ``aim``, the
+    accuracy that a model needs to be certified with a probability of 80 %.
     """
 
     def __init__(
         self,
         model: nn.Module,
         requirement: float,
-        method: Method = METHODS["iterative"],
+        method: Method | str = METHODS["iterative"],
         *,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         average: nn.Module | None = None,
@@ -93,17 +102,16 @@ class PruneControl:
         confidence: float | None = None,
         certifying: int | None = None,
     ):
-        self.goal, self.method = Goal(requirement, score, slack), method
+        self.goal, self.method = Goal(requirement, score, slack), known(method)
         self.requirement = requirement = self.goal.requirement
-        self.patience, self.ramp = at_least_one("patience", patience), at_least_one("ramp", ramp)
-        self.budget = None if budget is None else at_least_one("budget", budget)
-        self.confidence = confidence = None if confidence is None else number("confidence", confidence)
-        self.certifying = certifying = None if certifying is None else whole("certifying", certifying)
+        self.patience, self.budget, self.ramp = limits(patience, budget, ramp)
+        self.confidence, self.certifying = confidence, certifying = certification(confidence, certifying)
         self.measuring = {"logits": None if score == "accuracy" else False} | dict(measuring or {})
-        self.strategy, self.hook = _fresh(method.strategy), _fresh(method.hook)
+        self.strategy, self.hook = _fresh(self.method.strategy), _fresh(self.method.hook)
         require_sense(self, paces)
+        require_fit(model, optimizer, average)
         given: dict[str, Any] = {"optimizer": optimizer, "average": average, "paces": paces, "seed": seed}
-        parts = method.criterion, method.allocation, method.masking
+        parts = self.method.criterion, self.method.allocation, self.method.masking
         self.pruner = Pruner(model, *parts, hook=self.hook, score_average=self.strategy.scores_average, **given)
         self.aim = requirement if confidence is None else aim(requirement, confidence, certifying or 0)
         least = None if confidence is None else min(self.aim, passing(requirement, confidence, certifying or 0))
@@ -171,11 +179,7 @@ class PruneControl:
         if checkpoint is not None and self._lacks_checkpoint and iteration == checkpoint + 1:
             self.pruner.remember("early")
         if self._hook_acts:
-            if self.hook.dense:
-                share_dense_gradients(self.pruner.layers)
-            self.hook.step(self.pruner, iteration)
-            for layer in self.pruner.layers.values():
-                layer.dense_grad = None
+            _act(self, iteration)
 
     def check(self, inputs: Any) -> int:
         """Try on a mini-batch of the model's inputs what the method will measure, before the training.
@@ -204,7 +208,7 @@ class PruneControl:
         """
         iteration = whole("iteration", iteration)
         accuracy = checked(self, iteration, accuracy, evaluate, next_images)
-        self.pruner.verify()
+        require_sound(self.pruner)
         return _updated(self, iteration, accuracy, evaluate or _missing, next_images or _missing)
 
     def certify(self, right: Callable[[nn.Module], Any]) -> Certificate:
@@ -222,7 +226,7 @@ class PruneControl:
         if self.confidence is not None and self.delivery.certificate is None:
             raise RuntimeError("with confidence=..., call certify(right) first: it says which model can be delivered")
         if self.best is None:
-            self.pruner.verify()
+            require_sound(self.pruner)
             warnings.warn(f"no model met {self.requirement:g}: the model is delivered as it is", stacklevel=2)
         return self.pruner.deliver(self.best["model"] if self.best else None)
 
@@ -234,6 +238,15 @@ class PruneControl:
         """Go on from ``state_dict()``; model, average and optimizer are restored by their owner."""
         load(self, state)
         _ask_for_gradients(self)
+
+
+def _act(control: PruneControl, iteration: int) -> None:
+    """Let the hook act, with the gradients of pruned synapses at hand where it asks for them."""
+    if control.hook.dense:
+        share_dense_gradients(control.pruner.layers)
+    control.hook.step(control.pruner, iteration)
+    for layer in control.pruner.layers.values():
+        layer.dense_grad = None
 
 
 def _updated(
@@ -333,13 +346,12 @@ def _took_back(control: PruneControl) -> bool:
 
 
 def _evaluation(control: PruneControl, iteration: int, accuracy: float, start: int) -> Evaluation:
-    last = next((event.iteration for event in reversed(control.events) if event.phase not in ("look", "confirm")), 0)
     return Evaluation(
         iteration,
         accuracy,
         control.aim,
         start,
-        next=2 * iteration - last,  # as far away as the last
+        next=2 * iteration - last_evaluation(control),  # as far away as the last
         missed=control.missed,
         dense=sum(event.phase == "train" for event in control.events),
         patience=control.patience,

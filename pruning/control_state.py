@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 from pruning.events import Event
+from pruning.pruner import Pruner, Together
 
 if TYPE_CHECKING:
     from pruning.control import PruneControl
@@ -26,7 +27,15 @@ def identity(control: PruneControl) -> dict:
         "confidence": control.confidence,
         "certifying": control.certifying,
         "seed": control.pruner.seed,
-    } | control.pruner.parts
+    } | _parts(control.pruner)
+
+
+def _parts(pruner: Pruner) -> dict[str, str]:
+    """Say what snapshots hold beside the model."""
+    optimizer = "none" if pruner.optimizer is None else "one"
+    if isinstance(pruner.optimizer, Together):
+        optimizer = f"a list of {len(pruner.optimizer.optimizers)}"
+    return {"average": "none" if pruner.average is None else "one", "optimizer": optimizer}
 
 
 _STATE = ("phase", "missed", "start", "began", "false_starts", "observed")
@@ -53,7 +62,7 @@ def load(control: PruneControl, state: Mapping) -> None:
     wanted = identity(control)
     asked = [*wanted, *_STATE, "pruner", "delivery", "strategy", "hook", "events"]
     lacking = [name for name in asked if name not in state] if isinstance(state, Mapping) else asked
-    if set(lacking) - set(control.pruner.parts):  # which older states lack
+    if set(lacking) - set(_parts(control.pruner)):  # which older states lack
         raise ValueError(f"this is no state of a control, as its state_dict() gives: it lacks {', '.join(lacking)}")
     for name, own in wanted.items():
         if state.get(name, own) != own:

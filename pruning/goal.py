@@ -57,9 +57,9 @@ class Goal:
     slack: float | None = None
 
     def __post_init__(self):
-        for name in ("requirement", "slack"):
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, number(name, value))
+        object.__setattr__(self, "requirement", number("requirement", self.requirement))
+        if self.slack is not None:
+            object.__setattr__(self, "slack", number("slack", self.slack))
         if self.score not in ("accuracy", "any"):
             raise ValueError(f"score must be 'accuracy' or 'any', got {self.score!r}")
         if self.score == "accuracy" and not 0 < self.requirement < 1:
@@ -77,6 +77,6 @@ class Goal:
         value = number("accuracy" if self.score == "accuracy" else "score", value)
         if self.score == "accuracy" and not 0 <= value <= 1:
             raise ValueError(f"accuracy must be a fraction between 0 and 1, got {value}; other scores need score='any'")
-        if math.isnan(value):
-            raise ValueError("the score must be a number, got nan")
+        if not math.isfinite(value):
+            raise ValueError(f"the score must be finite, got {value}")
         return value

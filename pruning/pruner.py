@@ -24,7 +24,7 @@ from pruning.compensation import Jacobian
 from pruning.goal import number, whole
 from pruning.hooks import Hook
 from pruning.layers import Synapses
-from pruning.masks import masked_layers, verify
+from pruning.masks import masked_layers
 from pruning.processes import copy_from_first
 
 Scores = Mapping[str, Tensor]  # of each layer, by name
@@ -57,33 +57,17 @@ class Pruner:
         self.layers = masked_layers(model)
         if not self.layers:
             raise ValueError("the model has no masked layer: call masked(model) first")
-        paces = {name: number(f"the pace of '{name}'", pace) for name, pace in (paces or {}).items()}
-        unknown = set(paces) - set(self.layers)
-        if unknown:
-            raise ValueError(f"no masked layer {sorted(unknown)}; the layers are {list(self.layers)}")
-        for name, pace in paces.items():
-            if not 0 <= pace < math.inf:
-                raise ValueError(f"the pace of '{name}' must be 0 or more, got {pace}")
         self.averages = masked_layers(average) if average is not None else {}
         if average is not None and set(self.averages) != set(self.layers):
             raise ValueError("average must be a masked copy of the model; of what wraps one, pass .module")
         self.model, self.average = model, average
         self.optimizer = Together(optimizer) if isinstance(optimizer, Sequence) else optimizer
         self.criterion, self.allocation, self.masking, self.hook = criterion, allocation, masking, hook or Hook()
-        self.score_average, self.paces, self.seed = score_average, paces, whole("seed", seed)
+        self.score_average, self.paces, self.seed = score_average, _plain(paces or {}, self.layers), whole("seed", seed)
         for layer in (*self.layers.values(), *self.averages.values()):
             layer.learns_masked = self.hook.learns_masked
         self.round = 0
         self.checkpoints: dict[str, dict] = {}
-
-    @property
-    def parts(self) -> dict[str, str]:
-        """What snapshots hold beside the model."""
-        several = isinstance(self.optimizer, Together) and f"a list of {len(self.optimizer.optimizers)}"
-        return {
-            "average": "none" if self.average is None else "one",
-            "optimizer": several or ("none" if self.optimizer is None else "one"),
-        }
 
     @property
     def evaluated(self) -> nn.Module:
@@ -118,21 +102,6 @@ class Pruner:
     def generator(self) -> torch.Generator:
         """A random generator that follows from seed and round."""
         return torch.Generator().manual_seed(1_000_003 * self.seed + self.round)
-
-    def verify(self) -> None:
-        """Raise ``RuntimeError`` where the weights or the average are not those that the masks tell of."""
-        verify(self.model, self.layers)
-        if any(layer.learns_masked != self.hook.learns_masked for layer in self.layers.values()):
-            raise RuntimeError(
-                "another control was made of this model since, under which pruned weights "
-                f"{'stay zero' if self.hook.learns_masked else 'go on learning'}: this one cannot go on"
-            )
-        for name, average in self.averages.items():
-            if not torch.equal(average.mask, self.layers[name].mask.to(average.mask.device)):
-                raise RuntimeError(
-                    f"the average has another mask than the model in layer '{name}': make it a copy of the masked "
-                    "model, and load the states of both"
-                )
 
     def criterion_scores(self) -> dict[str, Tensor]:
         """Scores of each layer by the criterion, as it is now."""
@@ -213,10 +182,7 @@ class Pruner:
         self.checkpoints[name] = self.snapshot()
 
     def deliver(self, state: Mapping | None) -> nn.Module:
-        """Copy the evaluated model with a state, as it is now without one.
-
-        Its layers are zero where pruned, and nothing that a hook asked of them remains.
-        """
+        """Copy the evaluated model with a state, as it is now without one; zero where pruned, free of its hook."""
         model = copy.deepcopy(self.evaluated)
         if state is not None:
             model.load_state_dict(state)
@@ -232,6 +198,18 @@ class Pruner:
     def load_state_dict(self, state: Mapping) -> None:
         """Go on from ``state_dict()``."""
         self.round, self.checkpoints = state["round"], copy.deepcopy(state["checkpoints"])
+
+
+def _plain(paces: Mapping[str, float], layers: Mapping[str, Synapses]) -> dict[str, float]:
+    """Return paces as plain numbers; raises ``ValueError`` where one is of no layer, or negative."""
+    paces = {name: number(f"the pace of '{name}'", pace) for name, pace in paces.items()}
+    unknown = set(paces) - set(layers)
+    if unknown:
+        raise ValueError(f"no masked layer {sorted(unknown)}; the layers are {list(layers)}")
+    for name, pace in paces.items():
+        if not 0 <= pace < math.inf:
+            raise ValueError(f"the pace of '{name}' must be 0 or more, got {pace}")
+    return paces
 
 
 class Together:

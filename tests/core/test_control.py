@@ -511,6 +511,80 @@ def test_bad_parameters(given, said):
         PruneControl(tiny(), **{"requirement": 0.5} | given)
 
 
+OF_ANOTHER = torch.optim.SGD(tiny().parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"model": [tiny()]}, TypeError, r"model must be a module, got \["),
+        ({"average": {"0.weight": 1}}, TypeError, "average must be a module, got {'0.weight': 1}"),
+        ({"requirement": "0.9"}, TypeError, "requirement must be a number, got '0.9'"),
+        ({"requirement": None}, TypeError, "requirement must be a number, got None"),
+        ({"requirement": torch.ones(2)}, TypeError, r"requirement must be a number, got tensor\(\[1., 1.\]\)"),
+        (
+            {"method": "gradul"},
+            ValueError,
+            "no method is called 'gradul'; the known ones are unpruned, iterative, gradual",
+        ),
+        ({"method": Ramp}, TypeError, "method must be a Method or the name of a known one"),
+        ({"optimizer": "sgd"}, TypeError, "optimizer must be a torch.optim.Optimizer or a list of some, got 'sgd'"),
+        (
+            {"optimizer": torch.optim.lr_scheduler.StepLR(OF_ANOTHER, 1)},
+            TypeError,
+            "got <torch.optim.lr_scheduler.StepLR",
+        ),
+        ({"optimizer": [OF_ANOTHER, None]}, TypeError, "a list of some, got None"),
+        ({"optimizer": OF_ANOTHER}, ValueError, "the optimizer has none of the model's parameters"),
+        ({"patience": math.nan}, ValueError, "patience must be at least 1, got nan"),
+        ({"budget": math.nan}, ValueError, "budget must be at least 1, got nan"),
+        ({"budget": "100"}, TypeError, "budget must be a number, got '100'"),
+        ({"ramp": 1.5}, ValueError, "ramp must be a whole number, got 1.5"),
+        ({"seed": 1.5}, ValueError, "seed must be a whole number, got 1.5"),
+        ({"paces": {"0": "1"}}, TypeError, "the pace of '0' must be a number, got '1'"),
+    ],
+)
+def test_what_is_given_by_mistake(given, error, said):
+    given = {"model": tiny(), "requirement": 0.5} | given
+    with pytest.raises(error, match=said):
+        PruneControl(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ((20, None), TypeError, "accuracy must be a number, got None"),
+        ((20, torch.ones(2)), TypeError, "accuracy must be a number, got tensor"),
+        ((20, "0.9"), TypeError, "accuracy must be a number, got '0.9'"),
+        ((None, 0.9), TypeError, "iteration must be a number, got None"),
+        ((20.5, 0.9), ValueError, "iteration must be a whole number, got 20.5"),
+        ((math.nan, 0.9), ValueError, "iteration must be a whole number, got nan"),
+        ((9, 0.9), ValueError, "iteration must not go back: got 9 after 10"),
+        ((20, 0.9, 0.9), TypeError, "evaluate must be a function that the control calls, got 0.9"),
+        ((20, 0.9, None, torch.ones(1)), TypeError, "next_images must be a function that the control calls"),
+    ],
+)
+def test_an_update_by_mistake_changes_nothing(given, error, said):
+    control = PruneControl(tiny(), 0.5)
+    control.update(10, 0.4)
+    with pytest.raises(error, match=said):
+        control.update(*given)
+    assert len(control.events) == 1 and control.density == 1
+    control.update(10, 0.9)  # the same iteration once more
+
+
+def test_a_score_is_finite():
+    control = PruneControl(tiny(), -0.3, score="any")
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match=f"the score must be finite, got {value}"):
+            control.update(1, value)
+
+
+def test_a_method_by_its_name():
+    control = PruneControl(tiny(), 0.5, "gradual")
+    assert control.method is METHODS["gradual"] and control.strategy == METHODS["gradual"].strategy
+
+
 @pytest.mark.parametrize("value", [97.5, -0.1, math.nan])
 def test_an_accuracy_is_a_fraction(value):
     control = PruneControl(tiny(), 0.5)
