@@ -78,5 +78,5 @@ class Goal:
         if self.score == "accuracy" and not 0 <= value <= 1:
             raise ValueError(f"accuracy must be a fraction between 0 and 1, got {value}; other scores need score='any'")
         if not math.isfinite(value):
-            raise ValueError(f"the score must be finite, got {value}")
+            raise ValueError(f"the score must be a number, got {value}")
         return value

@@ -467,6 +467,11 @@ def test_a_state_of_another_set_up_is_an_error_and_changes_nothing():
         with pytest.raises(ValueError, match=f"another {'average' if here[0] != there[0] else 'optimizer'}: "):
             control.load_state_dict(other.state_dict())
         assert not control.events and not control.pruner.checkpoints and control.pruner.round == 0
+    while not other.finished:
+        other.update(100, 0.9)
+    control = made(*here)
+    control.load_state_dict(other.state_dict())  # it has ended: what it delivers needs neither
+    assert control.finished and density(control.delivered()) == density(other.delivered())
     control = made(*here)
     older = {name: value for name, value in control.state_dict().items() if name not in ("average", "optimizer")}
     control.load_state_dict(older)
@@ -576,7 +581,7 @@ def test_an_update_by_mistake_changes_nothing(given, error, said):
 def test_a_score_is_finite():
     control = PruneControl(tiny(), -0.3, score="any")
     for value in (math.nan, math.inf, -math.inf):
-        with pytest.raises(ValueError, match=f"the score must be finite, got {value}"):
+        with pytest.raises(ValueError, match=f"the score must be a number, got {value}"):
             control.update(1, value)
 
 
