@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pruning.allocation import erk, global_threshold, lamp
+from pruning.allocation import erk, global_threshold, lamp, std_threshold, uniform
+from pruning.criteria import ema_snip, magnitude, movement, random, snip
 from pruning.goal import at_least_one, number, whole
+from pruning.hooks import GradientScores
 from pruning.masks import verify
 from pruning.methods import METHODS, Method
 from pruning.pruner import Pruner
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from pruning.control import PruneControl
 
 TOGETHER = (global_threshold, erk, lamp)  # allocations to which only the mean of the layers' amounts matters
+TAKEN = dict.fromkeys((uniform, *TOGETHER), "density") | {std_threshold: "quality factor"}
+OF_GRADIENTS = {magnitude: False, random: False, snip: True, ema_snip: True, movement: True}
 
 
 def known(method: Method | str) -> Method:
@@ -26,7 +30,30 @@ def known(method: Method | str) -> Method:
         raise ValueError(f"no method is called {method!r}; the known ones are {', '.join(METHODS)}")
     if not isinstance(method, (Method, str)):
         raise TypeError(f"method must be a Method or the name of a known one, got {method!r:.80}")
-    return METHODS[method] if isinstance(method, str) else method
+    method = METHODS[method] if isinstance(method, str) else method
+    _require_match(method)
+    return method
+
+
+def _require_match(method: Method) -> None:
+    """Raise where the parts of a method do not go together."""
+    for name in ("strategy", "hook"):
+        if isinstance(part := getattr(method, name), type):
+            raise TypeError(f"{name} must be made with its settings, got the class {part.__name__}")
+    schedule = getattr(method.strategy, "schedule", None)
+    given = getattr(schedule, "unit", None)
+    taken = TAKEN.get(method.allocation, given)
+    if given and given != taken:
+        raise ValueError(
+            f"{type(schedule).__name__} gives a {given}, but {method.allocation.__name__} takes a {taken}: "
+            "LinearThreshold goes with std_threshold, and all others go with the other allocations"
+        )
+    gradients = isinstance(method.hook, GradientScores)
+    if OF_GRADIENTS.get(method.criterion, gradients) != gradients:
+        does = "does not go" if gradients else "goes"
+        raise ValueError(f"the criterion {method.criterion.__name__} {does} with the hook GradientScores")
+    if method.criterion is movement and method.allocation is lamp:
+        raise ValueError("lamp takes scores of 0 or more, and those of movement may be negative")
 
 
 def limits(patience: Any, budget: Any, ramp: Any) -> tuple[int, int | None, int]:

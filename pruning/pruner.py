@@ -121,10 +121,11 @@ class Pruner:
     ) -> dict[str, float]:
         """Prune each layer by its amount, a density for most allocations; returns thresholds in units of the scores."""
         scores = self.scores() if scores is None else scores
+        _require_scores(self.layers, scores)
         scored = {name: layer for name, layer in self.layers.items() if name in scores}
         thresholds = self.allocation(scored, scores, {name: amounts[name] for name in scored})
         if bad := [name for name, threshold in thresholds.items() if math.isnan(threshold)]:
-            raise ValueError(f"the threshold of layer '{bad[0]}' is not a number: its scores hold NaN")
+            raise ValueError(f"the threshold of layer '{bad[0]}' is not a number: nothing was pruned")
         masks = self._masks(thresholds, scores)
         if jacobian is not None:
             models = dict.fromkeys((self.model, self.evaluated))
@@ -251,3 +252,14 @@ def _require_finite(layers: Mapping[str, Synapses]) -> None:
     for name, layer in layers.items():
         if not layer.weight.isfinite().all():
             raise ValueError(f"layer '{name}' has weights that are not finite: nothing was pruned")
+
+
+def _require_scores(layers: Mapping[str, Synapses], scores: Scores) -> None:
+    for name, found in scores.items():
+        if found.shape != layers[name].mask.shape:
+            raise ValueError(
+                f"the scores of layer '{name}' have the shape {list(found.shape)}, its weight has "
+                f"{list(layers[name].mask.shape)}: a criterion gives one score for each weight"
+            )
+        if found.isnan().any():
+            raise ValueError(f"the scores of layer '{name}' hold NaN: nothing was pruned")

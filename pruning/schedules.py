@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class LinearThreshold:
     """A quality factor that rises by ``rate`` standard deviations per round (Han et al. 2015)."""
 
     rate: float = 0.1
+    unit: ClassVar[str] = "quality factor"
 
     def __post_init__(self):
         if not self.rate > 0:
@@ -33,6 +35,7 @@ class GeometricSchedule:
     """A density that shrinks by the factor ``keep`` per round."""
 
     keep: float = 0.8
+    unit: ClassVar[str] = "density"
 
     def __post_init__(self):
         if not 0 < self.keep < 1:
@@ -48,6 +51,7 @@ class PolynomialSchedule:
     """A density that falls from 1 to ``final`` as a cubic polynomial (Zhu and Gupta 2017)."""
 
     final: float = 0.01
+    unit: ClassVar[str] = "density"
 
     def __post_init__(self):
         if not 0 < self.final < 1:

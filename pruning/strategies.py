@@ -186,6 +186,8 @@ class Rounds(Strategy):
     def __post_init__(self):
         if self.from_dense and self.rewind:
             raise ValueError("a method has from_dense or rewind, not both")
+        if isinstance(self.schedule, PolynomialSchedule):
+            raise ValueError("a PolynomialSchedule runs over the iterations of a ramp, not over rounds: use it in Ramp")
 
     @property
     def checkpoint(self) -> int | None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pruning import allocation, criteria, density, masked, masked_layers
 from pruning.control import PruneControl
+from pruning.hooks import GradientScores
 from pruning.looks import Examples
 from pruning.methods import METHODS, Method
 from pruning.notation import lenet
@@ -812,3 +813,66 @@ def test_models_that_a_look_found_good_enough_are_confirmed_whatever_their_masks
     assert confirmed[0].densities == {
         name: layer.significant / layer.synapses for name, layer in masked_layers(control.delivered()).items()
     }
+
+
+def method_of(criterion=criteria.magnitude, allocation_=allocation.uniform, strategy=LADDER.strategy, **given):
+    return Method(criterion, allocation_, strategy, **given)
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "said"),
+    [
+        (
+            method_of(strategy=Rounds(LinearThreshold())),
+            ValueError,
+            "LinearThreshold gives a quality factor, but uniform",
+        ),
+        (
+            method_of(allocation_=allocation.std_threshold),
+            ValueError,
+            "GeometricSchedule gives a density, but std_thresh",
+        ),
+        (method_of(criteria.ema_snip), ValueError, "the criterion ema_snip goes with the hook GradientScores"),
+        (
+            method_of(hook=GradientScores()),
+            ValueError,
+            "the criterion magnitude does not go with the hook GradientScores",
+        ),
+        (
+            method_of(criteria.movement, allocation.lamp, hook=GradientScores()),
+            ValueError,
+            "lamp takes scores of 0 or more",
+        ),
+        (method_of(strategy=Ramp), TypeError, "strategy must be made with its settings, got the class Ramp"),
+        (
+            method_of(hook=GradientScores),
+            TypeError,
+            "hook must be made with its settings, got the class GradientScores",
+        ),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(method, error, said):
+    with pytest.raises(error, match=said):
+        PruneControl(tiny(), 0.5, method)
+
+
+def test_a_schedule_of_a_ramp_is_none_of_rounds():
+    with pytest.raises(ValueError, match="use it in Ramp"):
+        Rounds(PolynomialSchedule())
+
+
+@pytest.mark.parametrize("allocation_", [allocation.uniform, allocation.global_threshold, allocation.lamp])
+def test_scores_that_are_none_prune_nothing(allocation_):
+    def partly(layer, generator):
+        scores = criteria.magnitude(layer)
+        scores[0, 0] = math.nan if scores.dim() == 2 else scores[0, 0]
+        return scores
+
+    def of_neurons(layer, generator):
+        return criteria.magnitude(layer).flatten(1).sum(1)
+
+    for criterion, said in ((partly, "'2' hold NaN"), (of_neurons, r"'0' have the shape \[3\], .* \[3, 2, 3, 3\]")):
+        control = PruneControl(tiny(), 0.5, method_of(criterion, allocation_))
+        with pytest.raises(ValueError, match=f"the scores of layer {said}"):
+            control.update(1, 0.9)
+        assert control.density == 1
