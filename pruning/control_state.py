@@ -63,7 +63,8 @@ def load(control: PruneControl, state: Mapping) -> None:
     asked = [*wanted, *_STATE, "pruner", "delivery", "strategy", "hook", "events"]
     lacking = [name for name in asked if name not in state] if isinstance(state, Mapping) else asked
     if set(lacking) - set(_parts(control.pruner)):  # which older states lack
-        raise ValueError(f"this is no state of a control, as its state_dict() gives: it lacks {', '.join(lacking)}")
+        shown = ", ".join(lacking[:3]) + (" and more" if len(lacking) > 3 else "")
+        raise ValueError(f"this is no state of a control, as its state_dict() gives: it lacks {shown}")
     if state["phase"] == "done":  # what is delivered needs none of them
         wanted = {name: own for name, own in wanted.items() if name not in _parts(control.pruner)}
     for name, own in wanted.items():
