@@ -101,11 +101,10 @@ class Synapses:
 
 
 class _Watch(NamedTuple):
-    """A weight's hook, and what it was made for: the weight, the places of mask and weight, and what was asked for."""
+    """A weight's hook, and what it was made for: the places of mask and weight, and what was asked for."""
 
     weight: Tensor
-    places: tuple[int, int]
-    asked: tuple[bool, bool]
+    made_for: tuple[int, int, bool, bool]
     kept: Tensor
     hook: RemovableHandle | None
 
@@ -138,11 +137,13 @@ class Masked(Synapses, _Module):
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
         if mask is None:  # while the layer is being made
             return weight
-        if self.learns_masked or torch.compiler.is_compiling() or not isinstance(weight, nn.Parameter):
+        if self.learns_masked or torch.compiler.is_compiling():
             return self._product(name, weight, mask)
         if torch.jit.is_tracing():
             return weight * mask
         watch = self._watch(name, weight, mask)
+        if watch is None:  # lent for one call, as torch.func.functional_call does: it is not the layer's to change
+            return self._product(name, weight, mask)
         try:
             weight.data.mul_(watch.kept)  # autograd does not see it: pruned values are of no use to it
         except RuntimeError:  # within a transform of torch.func
@@ -173,41 +174,34 @@ class Masked(Synapses, _Module):
         latest, before = gradient.detach(), self._dense_grads.get(name)
         self._dense_grads[name] = latest if before is None else before + latest
 
-    def _watch(self, name: str, weight: Tensor, mask: Tensor) -> _Watch:
-        """See to it that the gradient of the weight passes the mask, by a hook that is made anew when either changes.
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        super().register_parameter(name, param)
+        if name in self._masked:
+            self._watch_all()
 
-        Where nothing else is asked for, the hook is a product in C, without a call of Python.
+    def _watch(self, name: str, weight: Tensor, mask: Tensor, adopt: bool = False) -> _Watch | None:
+        """See to it that the gradient of the layer's own weight passes the mask; None where the weight is not its own.
+
+        ``adopt`` makes it its own.
         """
         if "_tied" in self.__dict__:
             owner, own = self._owner_of(name)
             if owner is not self and owner._parameters.get(own) is weight:
-                return owner._watch(own, weight, mask)
+                return owner._watch(own, weight, mask, adopt)
         watches = self.__dict__.setdefault("_watches", {})
-        asked = weight.requires_grad, self.dense_gradient
         watch = watches.get(name)
-        places = mask.data_ptr(), weight._cdata
-        if watch and watch.weight is weight and watch.places == places and watch.asked == asked:
-            return watch
-        if watch and watch.hook:
-            watch.hook.remove()
-        if watch and watch.weight is weight and watch.places[1] != weight._cdata:
-            # Another tensor was put in the parameter's place (torch.utils.swap_tensors), which knows no hooks.
-            weight._backward_hooks = weight._backward_hooks
-        if mask.dtype != torch.bool:
-            raise TypeError(f"the mask of a {type(self).__name__} must be bool, got {mask.dtype}")
-        kept = mask.view(torch.uint8)  # read four times as fast as a mask of bool
-        hook = None
-        if weight.requires_grad:
-            plain = not (self.dense_gradient or self.learns_masked)
-            hook = weight.register_hook(kept.mul if plain else functools.partial(self._mask_gradient, name))
-        watches[name] = watch = _Watch(weight, places, asked, kept, hook)
+        if not adopt and (watch is None or watch.weight is not weight):
+            return None
+        made_for = mask.data_ptr(), weight._cdata, weight.requires_grad, self.dense_gradient
+        if watch is None or watch.weight is not weight or watch.made_for != made_for:
+            watches[name] = watch = _watched(self, name, weight, mask, made_for, watch)
         return watch
 
     def _watch_all(self) -> None:
         for name in self._masked:
             weight, mask = self._parameters.get(name), self._mask_of(name)
             if isinstance(weight, nn.Parameter) and mask is not None:
-                self._watch(name, weight, mask)
+                self._watch(name, weight, mask, adopt=True)
 
     def _mask_gradient(self, name: str, gradient: Tensor) -> Tensor:
         if self.dense_gradient and not self.learns_masked:
@@ -222,7 +216,7 @@ class Masked(Synapses, _Module):
         weight = cast(nn.Parameter, self._parameters[name])
         mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(torch.bool)
         self.register_buffer(mask_name(name), mask)
-        self._watch(name, weight, mask)
+        self._watch(name, weight, mask, adopt=True)
 
     def __delattr__(self, name: str) -> None:
         if name in self._masked and name in self._parameters:  # as what parametrizes a weight begins
@@ -235,6 +229,7 @@ class Masked(Synapses, _Module):
         for name in empty:  # nothing is pruned yet where weights have just been given memory
             if not (mask := cast(Tensor, self._mask_of(name))).is_meta:
                 mask.fill_(True)
+        self._watch_all()
         return self
 
     def __getstate__(self) -> dict:
@@ -283,6 +278,25 @@ class Masked(Synapses, _Module):
         for name in self._masked:  # for layers that keep their weights in a list of their own, as recurrent ones do
             self._read(name)
         return super().forward(*args, **kwargs)
+
+
+def _watched(
+    layer: Masked, name: str, weight: Tensor, mask: Tensor, made_for: tuple[int, int, bool, bool], before: _Watch | None
+) -> _Watch:
+    """Set a hook on a weight's gradient, in place of the one before; a product in C where no more is asked for."""
+    if mask.dtype != torch.bool:
+        raise TypeError(f"the mask of a {type(layer).__name__} must be bool, got {mask.dtype}")
+    if before and before.hook:
+        before.hook.remove()
+    if before and before.weight is weight and before.made_for[1] != weight._cdata:
+        # Another tensor was put in the parameter's place (torch.utils.swap_tensors), which knows no hooks.
+        weight._backward_hooks = weight._backward_hooks
+    kept = mask.view(torch.uint8)  # read four times as fast as a mask of bool
+    hook = None
+    if weight.requires_grad:
+        plain = not (layer.dense_gradient or layer.learns_masked)
+        hook = weight.register_hook(kept.mul if plain else functools.partial(layer._mask_gradient, name))
+    return _Watch(weight, made_for, kept, hook)
 
 
 class MaskedWeight(Synapses):
@@ -366,17 +380,13 @@ def _make_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[Masked]:
     def reduce(self, protocol):
         return _unpickled, (plain, names), self.__getstate__()
 
-    read = {
-        name: property(
-            functools.partial(lambda name, self: self._read(name), name),
-            functools.partial(lambda name, self, value: _refuse_to_change(type(self).__name__, name), name),
-        )
-        for name in names
-    }
+    def read(name):
+        return property(lambda self: self._read(name), lambda self, value: _refuse_to_change(type(self).__name__, name))
+
     own: dict = {"_masked": names, "plain": plain, "__init__": begin, "__reduce_ex__": reduce, "__module__": __name__}
     if plain.forward in READING:
         own["forward"] = plain.forward
-    return type(f"Masked{plain.__name__}", (Masked, plain), own | read)
+    return type(f"Masked{plain.__name__}", (Masked, plain), own | {name: read(name) for name in names})
 
 
 def _unpickled(plain: type[nn.Module], names: tuple[str, ...]) -> Masked:

@@ -303,6 +303,7 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, Synapses]]:
                     f"the mask of '{path}' no longer counts: its '{name}' was parametrized, or given to a hook or to "
                     "torch.nn.utils.prune, after masked(model); do that before, or unmasked(model) first"
                 )
+            module._watch_all()
             owner, own = module._owner_of(name)
             shared = owner._parameters.get(own) is module._parameters[name]
             if owner is module or not (shared and any(owner is other for other in modules.values())):
