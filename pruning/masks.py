@@ -264,8 +264,8 @@ def unmasked(model: nn.Module) -> nn.Module:
 
     What goes by a layer's class needs that, and a masked layer says so: ``torch.jit.script`` and the quantization of
     ``torch.ao``. ``torch.export``, ``torch.jit.trace``, ``torch.onnx`` and ``torch.fx`` take masked models too, and
-    write the product of weight and mask, or the weight with its zeros. ``unmasked(copy.deepcopy(model))`` leaves the
-    model as it is.
+    write the product of weight and mask, or the weight with its zeros; a graph of ``torch.fx`` reads the parameters
+    without their masks, so make it when training is over. ``unmasked(copy.deepcopy(model))`` leaves the model as it is.
     """
     for layer in masked_layers(model).values():
         layer.set_mask(layer.mask)
