@@ -93,6 +93,7 @@ class Synapses:
             )
         self.mask.copy_(keep)
         weight.copy_(torch.where(self.mask, weight, 0))
+        torch.clear_autocast_cache()  # which has the weight as it was
 
     def prune(self, keep: Tensor) -> None:
         """Prune what ``keep`` (bool, shape of the weight) leaves out; what is pruned stays pruned."""
@@ -100,11 +101,10 @@ class Synapses:
 
 
 class _Watch(NamedTuple):
-    """A weight's hook, and what it was made for: the weight, the mask's place in memory and what was asked for."""
+    """A weight's hook, and what it was made for: the places of mask and weight, and what was asked for."""
 
     weight: Tensor
-    place: int
-    asked: tuple[bool, bool]
+    made_for: tuple[int, int, bool, bool]
     kept: Tensor
     hook: RemovableHandle | None
 
@@ -122,9 +122,14 @@ class Masked(Synapses, _Module):
         """The layer itself, and the name of its only masked parameter."""
         return self, "weight"
 
+    def _owner_of(self, name: str) -> tuple[Masked, str]:
+        """Find who has the mask of a weight: this layer, or the first of those that share it."""
+        tied = self.__dict__.get("_tied", {}).get(name)
+        return tied[0]._owner_of(tied[1]) if tied else (self, name)
+
     def _mask_of(self, name: str) -> Tensor | None:
-        owner, name = self.__dict__.get("_tied", {}).get(name, (self, name))
-        return owner._buffers.get(mask_name(name))
+        owner, own = self._owner_of(name) if "_tied" in self.__dict__ else (self, name)
+        return owner._buffers.get(mask_name(own))
 
     def _read(self, name: str) -> Tensor:
         weight, mask = self._parameters.get(name), self._mask_of(name)
@@ -132,11 +137,13 @@ class Masked(Synapses, _Module):
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
         if mask is None:  # while the layer is being made
             return weight
-        if self.learns_masked or torch.compiler.is_compiling() or not isinstance(weight, nn.Parameter):
+        if self.learns_masked or torch.compiler.is_compiling():
             return self._product(name, weight, mask)
         if torch.jit.is_tracing():
             return weight * mask
         watch = self._watch(name, weight, mask)
+        if watch is None:  # lent for one call, as torch.func.functional_call does: it is not the layer's to change
+            return self._product(name, weight, mask)
         try:
             weight.data.mul_(watch.kept)  # autograd does not see it: pruned values are of no use to it
         except RuntimeError:  # within a transform of torch.func
@@ -144,9 +151,9 @@ class Masked(Synapses, _Module):
         return weight
 
     def __getattr__(self, name: str):
-        for own, (owner, theirs) in self.__dict__.get("_tied", {}).items():
+        for own in self.__dict__.get("_tied", {}):
             if name == mask_name(own):
-                return owner._mask_of(theirs)
+                return self._mask_of(own)
         return super().__getattr__(name)
 
     def _product(self, name: str, weight: Tensor, mask: Tensor) -> Tensor:
@@ -167,31 +174,34 @@ class Masked(Synapses, _Module):
         latest, before = gradient.detach(), self._dense_grads.get(name)
         self._dense_grads[name] = latest if before is None else before + latest
 
-    def _watch(self, name: str, weight: Tensor, mask: Tensor) -> _Watch:
-        """See to it that the gradient of the weight passes the mask, by a hook that is made anew when either changes.
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        super().register_parameter(name, param)
+        if name in self._masked:
+            self._watch_all()
 
-        Where nothing else is asked for, the hook is a product in C, without a call of Python.
+    def _watch(self, name: str, weight: Tensor, mask: Tensor, adopt: bool = False) -> _Watch | None:
+        """See to it that the gradient of the layer's own weight passes the mask; None where the weight is not its own.
+
+        ``adopt`` makes it its own.
         """
+        if "_tied" in self.__dict__:
+            owner, own = self._owner_of(name)
+            if owner is not self and owner._parameters.get(own) is weight:
+                return owner._watch(own, weight, mask, adopt)
         watches = self.__dict__.setdefault("_watches", {})
-        asked = weight.requires_grad, self.dense_gradient
         watch = watches.get(name)
-        if watch and watch.weight is weight and watch.place == mask.data_ptr() and watch.asked == asked:
-            return watch
-        if watch and watch.hook:
-            watch.hook.remove()
-        kept = mask.view(torch.uint8)  # read four times as fast as a mask of bool
-        hook = None
-        if weight.requires_grad and name not in self.__dict__.get("_tied", {}):
-            plain = not (self.dense_gradient or self.learns_masked)
-            hook = weight.register_hook(kept.mul if plain else functools.partial(self._mask_gradient, name))
-        watches[name] = watch = _Watch(weight, mask.data_ptr(), asked, kept, hook)
+        if not adopt and (watch is None or watch.weight is not weight):
+            return None
+        made_for = mask.data_ptr(), weight._cdata, weight.requires_grad, self.dense_gradient
+        if watch is None or watch.weight is not weight or watch.made_for != made_for:
+            watches[name] = watch = _watched(self, name, weight, mask, made_for, watch)
         return watch
 
     def _watch_all(self) -> None:
         for name in self._masked:
             weight, mask = self._parameters.get(name), self._mask_of(name)
             if isinstance(weight, nn.Parameter) and mask is not None:
-                self._watch(name, weight, mask)
+                self._watch(name, weight, mask, adopt=True)
 
     def _mask_gradient(self, name: str, gradient: Tensor) -> Tensor:
         if self.dense_gradient and not self.learns_masked:
@@ -206,7 +216,21 @@ class Masked(Synapses, _Module):
         weight = cast(nn.Parameter, self._parameters[name])
         mask = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.to(torch.bool)
         self.register_buffer(mask_name(name), mask)
-        self._watch(name, weight, mask)
+        self._watch(name, weight, mask, adopt=True)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._masked and name in self._parameters:  # as what parametrizes a weight begins
+            _refuse_to_change(type(self).__name__, name)
+        super().__delattr__(name)
+
+    def _apply(self, fn, recurse=True):
+        empty = [name for name in self._masked if (mask := self._mask_of(name)) is not None and mask.is_meta]
+        super()._apply(fn, recurse)
+        for name in empty:  # nothing is pruned yet where weights have just been given memory
+            if not (mask := cast(Tensor, self._mask_of(name))).is_meta:
+                mask.fill_(True)
+        self._watch_all()
+        return self
 
     def __getstate__(self) -> dict:
         state = cast(dict, super().__getstate__())
@@ -242,6 +266,8 @@ class Masked(Synapses, _Module):
             weight, key = state_dict.get(prefix + name), prefix + mask_name(name)
             if weight is not None and key not in state_dict and mask_name(name) in self._buffers:
                 state_dict[key] = torch.ones_like(weight, dtype=torch.bool)
+            elif key in state_dict:
+                state_dict[key] = state_dict[key].to(torch.bool)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._watch_all()
 
@@ -252,6 +278,25 @@ class Masked(Synapses, _Module):
         for name in self._masked:  # for layers that keep their weights in a list of their own, as recurrent ones do
             self._read(name)
         return super().forward(*args, **kwargs)
+
+
+def _watched(
+    layer: Masked, name: str, weight: Tensor, mask: Tensor, made_for: tuple[int, int, bool, bool], before: _Watch | None
+) -> _Watch:
+    """Set a hook on a weight's gradient, in place of the one before; a product in C where no more is asked for."""
+    if mask.dtype != torch.bool:
+        raise TypeError(f"the mask of a {type(layer).__name__} must be bool, got {mask.dtype}")
+    if before and before.hook:
+        before.hook.remove()
+    if before and before.weight is weight and before.made_for[1] != weight._cdata:
+        # Another tensor was put in the parameter's place (torch.utils.swap_tensors), which knows no hooks.
+        weight._backward_hooks = weight._backward_hooks
+    kept = mask.view(torch.uint8)  # read four times as fast as a mask of bool
+    hook = None
+    if weight.requires_grad:
+        plain = not (layer.dense_gradient or layer.learns_masked)
+        hook = weight.register_hook(kept.mul if plain else functools.partial(layer._mask_gradient, name))
+    return _Watch(weight, made_for, kept, hook)
 
 
 class MaskedWeight(Synapses):
@@ -294,10 +339,23 @@ class MaskedWeight(Synapses):
         self.owner.learns_masked = asked
 
 
+def _refuse_to_change(layer: str, name: str) -> NoReturn:
+    raise RuntimeError(
+        f"the '{name}' of a {layer} has a mask: parametrize it, or give it to a hook such as weight norm or to "
+        "torch.nn.utils.prune, before masked(model), or unmasked(model) first"
+    )
+
+
 def mask_name(name: str) -> str:
     """Name the buffer that holds a parameter's mask."""
     return "mask" if name == "weight" else f"{name}_mask"
 
+
+# What a masked layer has that a plain one has not.
+USED = (
+    *sorted(name for name in {*dir(Masked)} - {*dir(nn.Module)} if not name.startswith("__") and name != "qconfig"),
+    *("plain", "_dense", "_tied", "_watches"),
+)
 
 # They read their weight by its name each time, so it needs no reading before.
 READING = {layer.forward for layer in (nn.Linear, nn.Bilinear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
@@ -322,11 +380,13 @@ def _make_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[Masked]:
     def reduce(self, protocol):
         return _unpickled, (plain, names), self.__getstate__()
 
-    read = {name: property(functools.partial(lambda name, self: self._read(name), name)) for name in names}
+    def read(name):
+        return property(lambda self: self._read(name), lambda self, value: _refuse_to_change(type(self).__name__, name))
+
     own: dict = {"_masked": names, "plain": plain, "__init__": begin, "__reduce_ex__": reduce, "__module__": __name__}
     if plain.forward in READING:
         own["forward"] = plain.forward
-    return type(f"Masked{plain.__name__}", (Masked, plain), own | read)
+    return type(f"Masked{plain.__name__}", (Masked, plain), own | {name: read(name) for name in names})
 
 
 def _unpickled(plain: type[nn.Module], names: tuple[str, ...]) -> Masked:

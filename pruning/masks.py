@@ -16,14 +16,17 @@ was loaded, broadcast or written to counts at the next reading.
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from pruning.layers import Masked, MaskedWeight, Synapses, mask_name, masked_class
+from pruning.layers import USED, Masked, MaskedWeight, Synapses, mask_name, masked_class
 
 PRUNABLE = (
     nn.Linear,
@@ -49,32 +52,105 @@ def masked(
 ) -> nn.Module:
     """Give the weights of a model's layers masks, in place; returns the model.
 
-    ``include`` and ``exclude`` list types of layers and patterns of their names (``"features.*"``); what is included
-    are the weights of two or more dimensions. A pattern that ends in the name of a parameter (``"*.kernel"``) means it
-    alone, whatever it is called. Layers stay the same objects with the same parameters, so an optimizer
-    made before goes on working. Weights that are tied share one mask. Masks of ``torch.nn.utils.prune`` are taken
-    over. With ``zeros_pruned`` a weight that is exactly zero counts as pruned: so a sparse model that was saved
-    without masks goes on. One warning names the weights that got no mask, unless they were excluded. Raises
-    ``ValueError`` where a weight is not the layer's own: parametrized, made by a hook such as weight norm, or lazy and
-    without a shape.
+    ``include`` and ``exclude`` list types of layers and patterns of their names (``"features.*"``); a module that
+    matches stands for all in it. What is included are the weights of two or more dimensions. A pattern that ends in the
+    name of a parameter (``"*.kernel"``) means it alone, whatever it is called. Layers stay the same objects with the
+    same parameters, so an optimizer made before goes on working. Weights that are tied share one mask. Masks of
+    ``torch.nn.utils.prune`` are taken over. With ``zeros_pruned`` a weight that is exactly zero counts as pruned: so a
+    sparse model that was saved without masks goes on. One warning names the weights that got no mask, unless they were
+    excluded. Raises ``ValueError``, and changes nothing, where a pattern matches nothing, where a weight is not the
+    layer's own (parametrized, made by a hook such as weight norm, or lazy and without a shape), and where a layer has
+    something of its own under a name that a masked layer uses, such as ``mask``.
     """
-    include, exclude = tuple(include), tuple(exclude)
+    choice = _Choice(model, include, exclude)
+    pruned = [found for path, module in model.named_modules() for found in _checked(path, module, choice)]
+    taken = _taken_over(pruned, model)
     holders: dict[int, list[tuple[str, nn.Module, str]]] = {}
     for path, module in model.named_modules():
-        chosen = _matches(path, module, include) or any(_named(path, name, include) for name in module._parameters)
-        if chosen and not _matches(path, module, exclude):
-            _check(path, module)
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                holders.setdefault(id(weight), []).append((path, module, name))
+        for name, weight in _own_parameters(module):
+            holders.setdefault(id(weight), []).append((path, module, name))
     for places in holders.values():
-        if any(_wanted(module, name, path, include, exclude) for path, module, name in places):
-            _mask_together(places)
+        if any(choice.wants(path, module, name, module._parameters[name]) for path, module, name in places):
+            _mask_together(places, taken.get(id(places[0][1]._parameters[places[0][2]])))
     if zeros_pruned:
         for layer in masked_layers(model).values():
             layer.prune(layer.weight != 0)
-    _warn_of_rest(model, exclude)
+    _warn_of_rest(model, choice)
     return model
+
+
+class _Choice:
+    """Which weights of a model are to have masks, by types of layers and patterns of names."""
+
+    def __init__(self, model: nn.Module, include: Iterable, exclude: Iterable):
+        for word, items in (("include", include), ("exclude", exclude)):
+            if isinstance(items, (str, type)):
+                raise ValueError(f"{word} must be a list of types of layers and patterns of names: {word}=[{items!r}]")
+        self.modules = dict(model.named_modules())
+        self.include, self.exclude, self.whole = tuple(include), tuple(exclude), include is not PRUNABLE
+        for item in (*self.include, *self.exclude):
+            if isinstance(item, str) and not any(
+                _matches(path, module, (item,)) or any(_named(path, name, (item,)) for name in _names(module))
+                for path, module in self.modules.items()
+            ):
+                raise ValueError(
+                    f"'{item}' matches no layer of the model: {_some(path for path in self.modules if path)}"
+                )
+
+    def layer(self, path: str, module: nn.Module) -> bool:
+        """Whether any weight of a layer may be chosen."""
+        if any(_named(path, name, self.include) for name in _names(module)):
+            return not _matches(path, module, self.exclude)
+        return self._included(path, module) and not self._excluded(path)
+
+    def wants(self, path: str, module: nn.Module, name: str, weight: Tensor | None) -> bool:
+        """Whether a weight is to have a mask; a parameter that is named has one though all around it are excluded."""
+        if weight is None or weight.dim() < 2 or not weight.numel() or _named(path, name, self.exclude):
+            return False
+        if _named(path, name, self.include):
+            return not _matches(path, module, self.exclude)
+        return "weight" in name and self._included(path, module) and not self._excluded(path)
+
+    def excludes(self, path: str, name: str) -> bool:
+        """Whether a weight was excluded by name, or with what it is in."""
+        return self._excluded(path) or _named(path, name, self.exclude)
+
+    def _included(self, path: str, module: nn.Module) -> bool:
+        if not self.whole:
+            return _matches(path, module, self.include)
+        return any(_matches(up, self.modules[up], self.include) for up in _upwards(path))
+
+    def _excluded(self, path: str) -> bool:
+        return any(_matches(up, self.modules[up], self.exclude) for up in _upwards(path))
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """Yield a module's path and those of the modules that it is in."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
+
+
+def _some(names: Iterable[str]) -> str:
+    every = list(names)
+    return ", ".join(every[:8]) + (f" and {len(every) - 8} more" if len(every) > 8 else "")
+
+
+def _names(module: nn.Module) -> list[str]:
+    """List the names of a layer's parameters; what ``torch.nn.utils.prune`` masks goes by its own name."""
+    hooks = [hook._tensor_name for hook in _prunings(module)]
+    names = [name for name, _ in module.named_parameters(recurse=False)]
+    return [name.removesuffix("_orig") if name.removesuffix("_orig") in hooks else name for name in names]
+
+
+def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    if not isinstance(module, torch.jit.ScriptModule):  # whose parameters are made anew at each look
+        yield from ((name, weight) for name, weight in module._parameters.items() if weight is not None)
+
+
+def _prunings(module: nn.Module) -> list[prune.BasePruningMethod]:
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, prune.BasePruningMethod)]
 
 
 def _matches(path: str, module: nn.Module, chosen: tuple) -> bool:
@@ -86,51 +162,76 @@ def _named(path: str, name: str, chosen: tuple) -> bool:
     return any(fnmatch.fnmatch(f"{path}.{name}".lstrip("."), item) for item in patterns)
 
 
-def _wanted(module: nn.Module, name: str, path: str, include: tuple, exclude: tuple) -> bool:
-    weight = module._parameters[name]
-    if weight is None or weight.dim() < 2 or _excluded(module, name, path, exclude):
-        return False
-    return _named(path, name, include) or ("weight" in name and _matches(path, module, include))
-
-
-def _excluded(module: nn.Module, name: str, path: str, exclude: tuple) -> bool:
-    return _matches(path, module, exclude) or _named(path, name, exclude)
-
-
-def _check(path: str, module: nn.Module) -> None:
-    """Take over what ``torch.nn.utils.prune`` made; refuse weights that something else computes."""
-    for hook in list(module._forward_pre_hooks.values()):
-        if isinstance(hook, prune.BasePruningMethod):
-            name = hook._tensor_name
-            keep = getattr(module, f"{name}_mask")
-            prune.remove(module, name)
-            module.__dict__.setdefault("_taken_over", {})[name] = keep
-        elif "Norm" in type(hook).__name__ and hasattr(hook, "name"):
+def _checked(path: str, module: nn.Module, choice: _Choice) -> Iterator[tuple[str, nn.Module, str]]:
+    """Refuse weights that something else computes; yield the place of what ``torch.nn.utils.prune`` made."""
+    if not choice.layer(path, module) or isinstance(module, torch.jit.ScriptModule):
+        return
+    leave = "or leave the layer out with exclude"
+    for hook in module._forward_pre_hooks.values():
+        if "Norm" in type(hook).__name__ and hasattr(hook, "name"):
             raise ValueError(
                 f"the weight of '{path}' is computed by {type(hook).__name__}: remove it before (such as by "
-                "torch.nn.utils.remove_weight_norm), or leave the layer out with exclude"
+                f"torch.nn.utils.remove_weight_norm), {leave}"
             )
-    if parametrize.is_parametrized(module):
+    made = list(cast(nn.ModuleDict, module.parametrizations)) if parametrize.is_parametrized(module) else []
+    if any(getattr(module, name).dim() > 1 for name in made):
         raise ValueError(
             f"'{path}' has parametrized weights: remove the parametrization before "
-            "(torch.nn.utils.parametrize.remove_parametrizations), or leave the layer out with exclude"
+            f"(torch.nn.utils.parametrize.remove_parametrizations), {leave}"
         )
     if any(isinstance(weight, nn.parameter.UninitializedParameter) for weight in module._parameters.values()):
         raise ValueError(f"'{path}' is lazy and has no shape yet: pass one batch through the model before")
+    pruned = [hook._tensor_name for hook in _prunings(module)]
+    for name in pruned:
+        if not choice.wants(path, module, name, module._parameters[f"{name}_orig"]):
+            raise ValueError(
+                f"'{name}' of '{path}' is pruned by torch.nn.utils.prune and gets no mask here: make that lasting "
+                f"before (torch.nn.utils.prune.remove), {leave}"
+            )
+        yield path, module, name
+    wanted = [
+        name for name in _names(module) if name in pruned or choice.wants(path, module, name, module._parameters[name])
+    ]
+    if wanted and not isinstance(module, Masked):
+        masks = [mask_name(name) for name in wanted if name not in pruned or mask_name(name) != f"{name}_mask"]
+        for name in (*masks, *USED):
+            if hasattr(module, name):
+                raise ValueError(
+                    f"'{path or type(module).__name__}' has a '{name}' of its own, and masked layers use that name: "
+                    f"rename it, {leave}"
+                )
 
 
-def _mask_together(places: list[tuple[str, nn.Module, str]]) -> None:
+def _taken_over(places: list[tuple[str, nn.Module, str]], model: nn.Module) -> dict[int, Tensor]:
+    """Take the masks of ``torch.nn.utils.prune`` over; return them by the id of their weight."""
+    masks: dict[int, Tensor] = {}
+    held = Counter(id(weight) for module in model.modules() for _, weight in _own_parameters(module))
+    pruned = Counter(id(module._parameters[f"{name}_orig"]) for _, module, name in places)
+    for path, module, name in places:
+        weight, mask = module._parameters[f"{name}_orig"], cast(Tensor, module._buffers[f"{name}_mask"])
+        alike = torch.equal(masks.setdefault(id(weight), mask), mask)
+        if not alike or held[id(weight)] > pruned[id(weight)]:
+            raise ValueError(
+                f"'{name}' of '{path}' is tied to another layer's, and pruned otherwise: tied weights share one mask"
+            )
+    for _, module, name in places:
+        prune.remove(module, name)
+    return masks
+
+
+def _mask_together(places: list[tuple[str, nn.Module, str]], mask: Tensor | None) -> None:
     """Mask one parameter in all modules that hold it; the first owns the mask."""
-    (_, first, own), *others = places
-    _become(first, own)
-    owner = cast(Masked, first)
-    taken = owner.__dict__.pop("_taken_over", {})
-    if mask_name(own) not in owner._buffers:
-        owner._begin(own, taken.get(own))
-    for _, module, name in others:
+    _, first, name = places[0]
+    _become(first, name)
+    owner, own = cast(Masked, first)._owner_of(name)  # another layer where they were tied and masked before
+    if owner._mask_of(own) is None:
+        owner._begin(own, mask)
+    for _, module, name in places:
+        if (module, name) == (owner, own):
+            continue
         _become(module, name)
-        if (mask := module._buffers.pop(mask_name(name), None)) is not None:
-            cast(Tensor, owner._mask_of(own)).logical_and_(mask)
+        if (theirs := module._buffers.pop(mask_name(name), None)) is not None:
+            cast(Tensor, owner._mask_of(own)).logical_and_(theirs)
         module.__dict__.setdefault("_tied", {})[name] = (owner, own)
 
 
@@ -141,20 +242,21 @@ def _become(module: nn.Module, name: str) -> None:
     object.__setattr__(module, "__class__", masked_class(plain, (*names, name)))
 
 
-def _warn_of_rest(model: nn.Module, exclude: tuple) -> None:
+def _warn_of_rest(model: nn.Module, choice: _Choice) -> None:
     have = {id(layer.parameter) for layer in masked_layers(model).values()}
     rest, count = [], 0
     for path, module in model.named_modules():
-        for name, weight in module._parameters.items():
-            if weight is None or weight.dim() < 2 or id(weight) in have or _excluded(module, name, path, exclude):
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.dim() < 2 or not weight.numel() or id(weight) in have or choice.excludes(path, name):
                 continue
             have.add(id(weight))
             rest.append(f"{path}.{name}".lstrip("."))
             count += weight.numel()
     if rest:
         every = sum(weight.numel() for weight in model.parameters() if weight.dim() > 1)
-        shown = ", ".join(rest[:8]) + (f" and {len(rest) - 8} more" if len(rest) > 8 else "")
-        warnings.warn(f"without a mask: {shown}; together {count / every:.1%} of the model's weights", stacklevel=3)
+        warnings.warn(
+            f"without a mask: {_some(rest)}; together {count / every:.1%} of the model's weights", stacklevel=3
+        )
 
 
 def unmasked(model: nn.Module) -> nn.Module:
@@ -162,8 +264,8 @@ def unmasked(model: nn.Module) -> nn.Module:
 
     What goes by a layer's class needs that, and a masked layer says so: ``torch.jit.script`` and the quantization of
     ``torch.ao``. ``torch.export``, ``torch.jit.trace``, ``torch.onnx`` and ``torch.fx`` take masked models too, and
-    write the product of weight and mask, or the weight with its zeros. ``unmasked(copy.deepcopy(model))`` leaves the
-    model as it is.
+    write the product of weight and mask, or the weight with its zeros; a graph of ``torch.fx`` reads the parameters
+    without their masks, so make it when training is over. ``unmasked(copy.deepcopy(model))`` leaves the model as it is.
     """
     for layer in masked_layers(model).values():
         layer.set_mask(layer.mask)
@@ -191,22 +293,50 @@ def masked_layers(model: nn.Module) -> dict[str, Synapses]:
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[str, Synapses]]:
-    for path, module in model.named_modules():
-        if isinstance(module, Masked):
-            for name in module._masked:
-                if name not in module.__dict__.get("_tied", {}):
-                    whole = module._masked == ("weight",)
-                    yield (path, module) if whole else (f"{path}.{name}".lstrip("."), MaskedWeight(module, name))
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
+        if not isinstance(module, Masked):
+            continue
+        for name in module._masked:
+            if module._parameters.get(name) is None:
+                raise RuntimeError(
+                    f"the mask of '{path}' no longer counts: its '{name}' was parametrized, or given to a hook or to "
+                    "torch.nn.utils.prune, after masked(model); do that before, or unmasked(model) first"
+                )
+            module._watch_all()
+            owner, own = module._owner_of(name)
+            shared = owner._parameters.get(own) is module._parameters[name]
+            if owner is module or not (shared and any(owner is other for other in modules.values())):
+                whole = module._masked == ("weight",)
+                yield (path, module) if whole else (f"{path}.{name}".lstrip("."), MaskedWeight(module, name))
 
 
 def verify(model: nn.Module, layers: Mapping[str, Synapses]) -> None:
     """Raise ``RuntimeError`` where the weights that a model uses are not those that its masks tell of."""
     present = masked_layers(model)
+    _require_apart(present)
     for name, layer in layers.items():
         if name not in present or present[name].place[0] is not layer.place[0]:
             raise RuntimeError(f"the masked layer '{name}' is no longer in the model: make the control after it")
         if layer.effective_weight().masked_fill(layer.mask, 0).any():
             raise RuntimeError(f"pruned weights of layer '{name}' are used and not zero: its density is wrong")
+
+
+def _require_apart(layers: Mapping[str, Synapses]) -> None:
+    """Raise ``RuntimeError`` where two masks tell of one memory: what one of them prunes, the other counts."""
+    found: list[tuple[int, int, str]] = []
+    for name, layer in layers.items():
+        weight = layer.parameter
+        if weight.numel() and weight.layout == torch.strided and not weight.is_meta and type(weight) is nn.Parameter:
+            extent = 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True))
+            found.append((weight.data_ptr(), weight.data_ptr() + extent * weight.element_size(), name))
+    found.sort()
+    for (_, end, name), (begin, _, other) in itertools.pairwise(found):
+        if begin < end:
+            raise RuntimeError(
+                f"'{name}' and '{other}' share their weights and have a mask each, so their densities are wrong: tie "
+                "weights, as one nn.Parameter, before masked(model), or call it again"
+            )
 
 
 def density(model: nn.Module, of: str = "prunable") -> float:
@@ -216,9 +346,11 @@ def density(model: nn.Module, of: str = "prunable") -> float:
     """
     if of not in ("prunable", "all"):
         raise ValueError(f"of must be 'prunable' or 'all', got {of!r}")
-    layers = masked_layers(model).values()
-    if not layers:
+    named = masked_layers(model)
+    if not named:
         raise ValueError("the model has no masked layer: call masked(model) first")
+    _require_apart(named)
+    layers = named.values()
     significant, synapses = sum(layer.significant for layer in layers), sum(layer.synapses for layer in layers)
     if of == "all":
         have = {id(layer.parameter) for layer in layers}

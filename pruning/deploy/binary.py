@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+LONGEST = 1024  # bytes of a text
+
 
 class StorageError(ValueError):
     """A file that is truncated, altered, of another kind or version, or larger than allowed."""
@@ -20,8 +22,10 @@ def number(value: int) -> bytes:
 
 
 def text(value: str) -> bytes:
-    """Write a text in UTF-8 after its length."""
+    """Write a text in UTF-8 after its length; ``ValueError`` for one that ``Reader.text`` would not take."""
     data = value.encode()
+    if len(data) > LONGEST:
+        raise ValueError(f"the text {value[:40]!r}... has {len(data)} bytes; a file holds at most {LONGEST}")
     return number(len(data)) + data
 
 
@@ -66,9 +70,9 @@ class Reader:
         return value
 
     def text(self) -> str:
-        """Read what ``text`` wrote, at most 1024 bytes."""
+        """Read what ``text`` wrote."""
         try:
-            return self.take(self.number(most=1024)).decode()
+            return self.take(self.number(most=LONGEST)).decode()
         except UnicodeDecodeError as error:
             raise StorageError("a text is not UTF-8") from error
 

@@ -37,8 +37,12 @@ def to_c(model: nn.Module, shape: Sequence[int], quantize: int | None = None) ->
     factor per layer; biases and sums stay float, so no data is needed to calibrate it. Compiled
     with ``-DPRUNING_MAIN`` it is a program: raw float32 images on standard input, one class per
     line; with a number N as argument instead nanoseconds per image, over N times all images.
-    Raises ``ValueError`` as ``stages`` does.
+    Raises ``ValueError`` as ``stages`` does, and names a layer with forward hooks, or with weights
+    that are not finite: nothing compares the file's outputs with the model's.
     """
+    for place, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(f"{f'layer {place!r}' if place else 'the model'} has forward hooks: remove them before")
     chain = stages(model, shape)
     tables = [_tables(stage, quantize) for stage in chain]
     synapses = sum(np.count_nonzero(stage.weight) for stage in chain)
@@ -68,6 +72,13 @@ def _tables(stage: Stage, quantize: int | None) -> dict[str, np.ndarray]:
     """List a layer's synapses by filter or neuron: ``count`` of each, and ``at``, the place in the input."""
     if quantize not in (None, 8):
         raise ValueError(f"quantize must be None or 8, got {quantize!r}")
+    with np.errstate(over="ignore"):
+        finite = [np.isfinite(part.astype(np.float32)).all() for part in (stage.weight, stage.bias)]
+    if not all(finite):
+        raise ValueError(
+            f"{f'layer {stage.place!r}' if stage.place else 'the model'} has weights or biases, with BatchNorm folded "
+            "in, that are NaN, infinite or beyond float32"
+        )
     _, height, width = stage.padded
     if stage.convolution:
         owner, channel, row, column = np.nonzero(stage.weight)

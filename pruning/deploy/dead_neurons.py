@@ -58,7 +58,8 @@ def remove_dead_neurons(model: nn.Module, shape: Sequence[int]) -> nn.Module:
     ``shape`` (C, H, W) is that of one image. Returns a masked model of the same classes on the
     CPU; a weight of zero counts as pruned. Outputs in evaluation mode change by no more than the
     rounding of the biases, which is checked in double precision on random inputs. Raises
-    ``ValueError`` that names the place of an operation that is not known here, such as LayerNorm.
+    ``ValueError`` that names the place of an operation that is not known here, such as LayerNorm,
+    or a branch used in training only that no longer fits what feeds it, if training takes images alone.
     """
     small = unmasked(copy.deepcopy(model)).cpu()
     inputs = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -79,7 +80,31 @@ def remove_dead_neurons(model: nn.Module, shape: Sequence[int]) -> nn.Module:
             raise RuntimeError(
                 f"the outputs would change by {(before - after).abs().max()}: the model does what tracing cannot see"
             )
+    _check_training(model, small, graph, inputs)
     return masked(small, zeros_pruned=True)
+
+
+def _check_training(model: nn.Module, small: nn.Module, graph: fx.Graph, inputs: Tensor) -> None:
+    """Raise ``ValueError`` where only the narrowed network cannot be run in training mode."""
+    used = tuple(f"{node.target}." for node in graph.nodes if node.op in ("call_module", "get_attr"))
+    rest = [name for name, _ in small.named_parameters() if not f"{name}.".startswith(used)]
+    if not rest or not _trains(model, inputs) or _trains(small, inputs):
+        return
+    places = ", ".join(dict.fromkeys(repr(name.rpartition(".")[0] or name) for name in rest))
+    raise ValueError(
+        f"what is used in training only, among {places}, no longer fits the narrowed layers that feed it: remove it "
+        "from the model before"
+    )
+
+
+def _trains(model: nn.Module, inputs: Tensor) -> bool:
+    model = unmasked(copy.deepcopy(model)).cpu().double().train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(inputs)
+    except Exception:  # whatever the model's own code raises, such as for targets that are lacking
+        return False
+    return True
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:

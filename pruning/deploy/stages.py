@@ -107,16 +107,18 @@ def stages(model: nn.Module, shape: Sequence[int]) -> list[Stage]:
     The model, masked or plain, is a ``nn.Sequential``, nested ones included, whatever its layers
     are called, of Conv2d, Linear, BatchNorm right after one (it is folded into that), ReLU,
     MaxPool2d, AvgPool2d and AdaptiveAvgPool2d, and one Flatten. Dropout and Identity are left
-    out, as in evaluation. Raises ``ValueError`` that names the layer for anything else.
+    out, as in evaluation. Raises ``ValueError`` that names the layer for anything else, such as a
+    ``forward`` or ``__call__`` of its own. Hooks are not looked at.
     """
     chain: list[Stage] = []
     flat = False
     places: dict[int, str] = {}
     for place, module in unmasked(copy.deepcopy(model)).named_modules(remove_duplicate=False):
         kind, arriving = type(module), chain[-1].output if chain else (shape[0], shape[1], shape[2])
-        if kind.forward is nn.Sequential.forward or kind in IGNORED:
+        own = kind.__call__ is not nn.Module.__call__ or "forward" in vars(module)
+        if not own and (kind.forward is nn.Sequential.forward or kind in IGNORED):
             continue
-        fault = _fault(module, arriving, chain, flat)
+        fault = "has a __call__ or forward of its own" if own else _fault(module, arriving, chain, flat)
         if kind in LAYERS and not fault and (first := places.setdefault(id(module), place)) != place:
             fault = f"is the layer {first!r} too: give each place a layer of its own"
         if fault:

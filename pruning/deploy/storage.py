@@ -47,6 +47,7 @@ from pruning.masks import masked, masked_layers
 from pruning.notation import layers, lenet
 
 MAGIC = b"PRN\x01"
+DIMENSIONS = 8  # of a tensor, at most
 LIMIT = 1 << 24  # elements a file may declare unless its reader allows more: 64 MiB of weights
 DTYPES = {
     torch.float32: "<f4", torch.float16: "<f2", torch.float64: "<f8", torch.bool: "?",
@@ -125,8 +126,10 @@ def load(path: str | Path, limit: int = LIMIT) -> nn.Module:
 def load_network(path: str | Path, limit: int = LIMIT) -> tuple[nn.Module, str]:
     """Read the masked network in the file at ``path``, and its notation."""
     with open(path, "rb") as file:
-        data = file.read(16 * limit)
+        data = file.read(16 * limit + 1)
     try:
+        if len(data) > 16 * limit:
+            raise StorageError(f"more than 16 bytes for each of limit={limit} elements; a larger limit= allows them")
         return _network(data, limit)
     except StorageError as error:
         raise StorageError(f"{path}: {error}") from error
@@ -218,6 +221,8 @@ def _described(table: list[_Entry]) -> bytes:
     data = bytearray(number(len(table)))
     for entry in table:
         kind = 2 * list(DTYPES).index(entry.dtype) + entry.masked
+        if len(entry.shape) > DIMENSIONS:
+            raise ValueError(f"{entry.name} has {len(entry.shape)} dimensions; a file holds at most {DIMENSIONS}")
         if entry.sparse:
             kind = 2 * len(DTYPES) + ENCODINGS.index(entry.sparse)
         data += text(entry.name) + bytes([kind]) + number(len(entry.shape))
@@ -229,7 +234,7 @@ def _read_table(reader: Reader) -> list[_Entry]:
     table = []
     for _ in range(reader.number()):
         name, kind = reader.text(), reader.byte()
-        shape = tuple(reader.number() for _ in range(reader.number(most=8)))
+        shape = tuple(reader.number() for _ in range(reader.number(most=DIMENSIONS)))
         known = 2 * len(DTYPES)
         if kind < known and kind % 2 == 0:
             table.append(_Entry(name, shape, list(DTYPES)[kind // 2]))
@@ -263,7 +268,9 @@ def _decode(data: bytes, limit: int) -> tuple[str, dict[str, Tensor]]:
         raise StorageError(f"the notation is damaged: {error}") from error
     elements = sum(math.prod(max(size, 1) for size in entry.shape) for entry in table)
     if elements > limit:
-        raise StorageError(f"the file declares {elements} elements, more than the {limit} allowed")
+        raise StorageError(
+            f"the file declares {elements} elements, more than the {limit} allowed; limit={elements} allows them"
+        )
     state = {}
     for entry in table:
         try:

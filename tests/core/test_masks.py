@@ -605,6 +605,182 @@ def test_masks_of_pytorchs_pruning_are_taken_over():
     assert any(weight is model[0].weight for weight in optimizer.param_groups[0]["params"])
 
 
+def test_of_an_lstm_both_weights_keep_their_masks_of_pytorchs_pruning():
+    model = nn.LSTM(4, 4)
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        torch.nn.utils.prune.random_unstructured(model, name, 0.5)
+    assert [layer.significant for layer in masked_layers(masked(model)).values()] == [32, 32]
+
+
+def pruned_bias():
+    torch.nn.utils.prune.l1_unstructured(layer := nn.Linear(4, 4), "bias", 2)
+    return [layer]
+
+
+def tied_and_pruned(*which):
+    layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
+    layers[1].weight = layers[0].weight
+    for place in which:
+        torch.nn.utils.prune.random_unstructured(layers[place], "weight", 0.5)
+    return layers
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (pruned_bias, "'bias' of '0' is pruned by torch.nn.utils.prune and gets no mask here"),
+        (lambda: tied_and_pruned(0, 1), "'weight' of '1' is tied to another layer's, and pruned otherwise"),
+        (lambda: tied_and_pruned(1), "'weight' of '1' is tied to another layer's, and pruned otherwise"),
+    ],
+)
+def test_what_masks_cannot_take_over_from_pytorchs_pruning_is_refused(make, said):
+    model = nn.Sequential(*make())
+    with pytest.raises(ValueError, match=said):
+        masked(model)
+    assert not masked_layers(model) and any(name.endswith("_mask") for name, _ in model.named_buffers())
+
+
+class Causal(nn.Linear):
+    def __init__(self, size):
+        super().__init__(size, size)
+        self.register_buffer("mask", torch.tril(torch.ones(size, size)))
+
+    def forward(self, x):
+        return F.linear(x, self.weight * self.mask, self.bias)
+
+
+class WithMethod(nn.Linear):
+    def gradient(self):
+        return self.weight.grad
+
+
+@pytest.mark.parametrize(("layer", "name"), [(Causal(4), "mask"), (WithMethod(4, 4), "gradient")])
+def test_a_layers_own_name_that_masked_layers_use_is_refused(layer, name):
+    model = nn.Sequential(nn.Linear(4, 4), layer)
+    with pytest.raises(ValueError, match=f"'1' has a '{name}' of its own, and masked layers use that name"):
+        masked(model)
+    assert [type(part) for part in model] == [nn.Linear, type(layer)]
+    assert list(masked_layers(masked(model, exclude=["1"]))) == ["0"]
+
+
+def test_a_container_stands_for_all_in_it_and_a_pattern_that_matches_nothing_is_named():
+    assert list(masked_layers(masked(Net(), exclude=["head"]))) == ["body.0"]
+    assert list(masked_layers(masked(Net(), exclude=[nn.ModuleDict]))) == ["body.0"]
+    with pytest.warns(UserWarning, match="without a mask: body.0.weight"):
+        assert list(masked_layers(masked(Net(), include=["head"]))) == ["head.hidden", "head.out"]
+    for items in ("head*", nn.Linear):
+        with pytest.raises(ValueError, match=r"exclude must be a list of types of layers and patterns of names"):
+            masked(Net(), exclude=items)
+    with pytest.raises(ValueError, match="'haed' matches no layer of the model: body, body.0, "):
+        masked(Net(), exclude=["haed"])
+
+
+def test_weights_tied_after_they_were_masked_are_not_counted_twice():
+    model = masked(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)))
+    cut(model)
+    model[1].weight = model[0].weight
+    with pytest.raises(RuntimeError, match="'0' and '1' share their weights and have a mask each"):
+        density(model)
+    masked(model)
+    assert density(model) == model[0].weight.count_nonzero().add(model[2].weight.count_nonzero()) / 32
+    model[2].weight = nn.Parameter(model[0].weight.detach().t())
+    with pytest.raises(RuntimeError, match="'0' and '2' share their weights"):
+        density(model)
+
+
+def tied():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    return model
+
+
+def test_a_part_of_a_model_with_tied_weights_has_its_mask():
+    model = masked(tied())
+    cut(model)
+    part = masked(model[1])
+    assert density(part) == density(copy.deepcopy(part)) == density(model) == model[1].weight.count_nonzero() / 16
+    masked(nn.Sequential(model[1], model[0]))
+    assert density(model) == model[0].weight.count_nonzero() / 16
+
+
+def test_tied_weights_that_learn_later_and_are_read_elsewhere_have_no_gradient_where_pruned():
+    model = tied()
+    model[0].weight.requires_grad_(False)
+    cut(masked(model))
+    model[0].weight.requires_grad_(True)
+    model[1](torch.randn(3, 4)).square().sum().backward()
+    assert not model[0].gradient[~model[0].mask].any() and model[0].gradient.any()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.nn.utils.parametrizations.weight_norm,
+        torch.nn.utils.spectral_norm,
+        lambda layer: torch.nn.utils.prune.random_unstructured(layer, "weight", 0.5),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_would_make_a_masked_weight_anew_is_refused(change):
+    model = masked(nn.Sequential(nn.Linear(4, 4)))
+    cut(model)
+    with pytest.raises(RuntimeError, match="the 'weight' of a MaskedLinear has a mask: parametrize it, or "):
+        change(model[0])
+
+
+def test_a_parameter_taken_away_is_named():
+    model = masked(nn.Sequential(nn.Linear(4, 4)))
+    del model[0]._parameters["weight"]
+    with pytest.raises(RuntimeError, match="the mask of '0' no longer counts: its 'weight' was parametrized"):
+        density(model)
+
+
+def test_a_tensor_swapped_into_a_parameters_place_keeps_the_masks_gradient():
+    model = masked(nn.Sequential(nn.Linear(8, 8)))
+    cut(model)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.double()
+        for _ in range(2):
+            model.zero_grad()
+            model(torch.randn(3, 8).double()).square().sum().backward()
+            assert not model[0].gradient[~model[0].mask].any() and model[0].gradient.any()
+            model.load_state_dict(model.state_dict())
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def test_parameters_lent_for_a_call_are_left_as_they_are():
+    model, teacher = masked(nn.Sequential(nn.Linear(8, 8))), nn.Sequential(nn.Linear(8, 8))
+    cut(model)
+    x, before = torch.randn(3, 8), copy.deepcopy(teacher.state_dict())
+    lent = torch.func.functional_call(model, dict(teacher.named_parameters()), (x,))
+    assert torch.allclose(lent, F.linear(x, teacher[0].weight * model[0].mask, teacher[0].bias), atol=1e-6)
+    (lent + model(x)).square().sum().backward()
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert not model[0].gradient[~model[0].mask].any() and not teacher[0].weight.grad[~model[0].mask].any()
+
+
+def test_a_mask_is_bool_and_is_on_where_memory_is_given_to_weights():
+    with torch.device("meta"):
+        model = masked(nn.Sequential(nn.Linear(8, 8)))
+    model.to_empty(device="cpu")
+    assert density(model) == 1
+    state = model.state_dict() | {"0.mask": torch.full((8, 8), 255, dtype=torch.uint8), "0.weight": torch.ones(8, 8)}
+    model.load_state_dict(state, assign=True)
+    assert model[0].weight.eq(1).all() and model[0].mask.dtype == torch.bool
+    model[0].mask = torch.ones(8, 8)
+    with pytest.raises(TypeError, match="the mask of a MaskedLinear must be bool, got torch.float32"):
+        model(torch.ones(1, 8))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Initializing zero-element")
+def test_empty_weights_and_scripted_parts_are_left_alone():
+    with pytest.warns(UserWarning, match="without a mask: 1.weight"):
+        model = masked(nn.Sequential(nn.Linear(4, 3), torch.jit.script(nn.Linear(3, 2)), nn.Linear(0, 2)))
+    assert list(masked_layers(model)) == ["0"]
+
+
 def test_one_compiled_graph_sees_the_present_mask():
     model = masked(Net().eval())
     graphs = []

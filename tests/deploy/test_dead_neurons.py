@@ -214,6 +214,45 @@ def test_what_cannot_be_narrowed_is_named(model, message):
         remove_dead_neurons(model, (1, 6, 6))
 
 
+class Helped(nn.Module):
+    """Has a second head in training, which reads what ``first`` or what the image gives, and maybe a target."""
+
+    def __init__(self, reads: str, needs_target: bool = False):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 3)
+        self.helper = nn.Sequential(nn.Dropout(), nn.Conv2d(4 if reads == "first" else 1, 2, 1))
+        self.reads, self.needs_target = reads, needs_target
+
+    def forward(self, x, target=None):
+        first = self.first(x)
+        out = self.second(first).mean((2, 3))
+        if self.training:
+            help = self.helper(first if self.reads == "first" else x).mean()
+            return out, help + (target.sum() if self.needs_target else 0)
+        return out
+
+
+def test_a_branch_used_in_training_only_is_named_where_it_no_longer_fits():
+    keep = torch.arange(4).ne(1).view(4, 1, 1, 1).expand(4, 1, 3, 3)
+
+    def network(*settings) -> nn.Module:
+        torch.manual_seed(0)
+        model = masked(Helped(*settings))
+        model.first.prune(keep)
+        return model
+
+    with pytest.raises(ValueError, match=r"used in training only, among 'helper\.1', no longer fits"):
+        remove_dead_neurons(network("first"), (1, 6, 6))
+    state = torch.get_rng_state()
+    network("first")
+    assert torch.equal(torch.get_rng_state(), state)  # dropout in the check leaves no trace
+    small = check(network("image"), (1, 6, 6))
+    assert small.first.out_channels == 3 and len(small.train()(torch.ones(2, 1, 6, 6))) == 2
+    unpruned = masked(Helped("first"))
+    assert check(unpruned, (1, 6, 6)).first.out_channels == 4  # nothing got narrower
+    check(network("first", True), (1, 6, 6))  # cannot be tried without a target
+
+
 def test_what_tracing_cannot_see_is_noticed():
     model = masked(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 2)))
     model[0].register_forward_hook(lambda layer, inputs, output: output + 1)

@@ -235,6 +235,38 @@ def test_another_quantization_than_8_bits_is_refused():
             make(pruned("4x4-3", 1), (1, 4, 4), quantize=4)
 
 
+def test_weights_that_c_cannot_write_are_named():
+    def network() -> nn.Sequential:
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+        return masked(model).double()
+
+    wrong = [(name, value) for name in ("0.weight", "3.bias") for value in (float("nan"), float("inf"), 1e39)]
+    wrong.append(("1.running_mean", 1e39))  # what BatchNorm makes of a bias
+    for (name, value), quantize in itertools.product(wrong, (None, 8)):
+        model = network()
+        with torch.no_grad():
+            model.state_dict()[name].view(-1)[1] = value
+        layer = name[0].replace("1", "0")
+        for make in (to_c, table_bytes):
+            with pytest.raises(ValueError, match=rf"layer '{layer}' has .* NaN, infinite or beyond float32"):
+                make(model, (1, 4, 4), quantize)
+    assert to_c(network(), (1, 4, 4))
+
+
+def test_hooks_are_refused_where_no_outputs_are_compared():
+    for place, before in itertools.product(("", "1", "2"), (True, False)):
+        model = masked(nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Identity()))
+        layer = model.get_submodule(place)
+        if before:
+            hook = layer.register_forward_pre_hook(lambda layer, given: -given[0])
+        else:
+            hook = layer.register_forward_hook(lambda layer, given, output: -output)
+        with pytest.raises(ValueError, match=f"{f'layer {place!r}' if place else 'the model'} has forward hooks"):
+            to_c(model, (1, 4, 4))
+        hook.remove()
+        assert to_c(model, (1, 4, 4))
+
+
 @pytest.mark.arithmetic
 @pytest.mark.parametrize("notation", NOTATIONS)
 def test_onnx_runtime_gives_the_logits_of_pytorch(notation, tmp_path):

@@ -86,6 +86,91 @@ def test_a_model_that_cannot_be_quantized_is_refused():
             share_weights(plain, clusters)
 
 
+class Kernel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(12, 12))
+
+    def forward(self, x):
+        return x @ self.kernel
+
+
+def tied() -> nn.Module:
+    model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12))
+    model[1].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize(
+    ("layer", "include", "names"),
+    [
+        (nn.LSTM(12, 5), [nn.LSTM], ["weight_ih_l0", "weight_hh_l0"]),
+        (nn.MultiheadAttention(12, 2), [nn.MultiheadAttention, nn.Linear], ["in_proj_weight", "out_proj"]),
+        (nn.Embedding(12, 12), [nn.Embedding], [""]),
+        (Kernel(), ["kernel"], ["kernel"]),
+        (tied(), [nn.Linear], ["0"]),
+    ],
+)
+def test_whatever_has_a_mask_is_shared_and_tuned(layer, include, names):
+    model = masked(layer, include=include)
+    assert list(masked_layers(model)) == names
+    for weight in masked_layers(model).values():
+        weight.prune(torch.rand(weight.mask.shape) < 0.7)
+    small = share_weights(model, 4)
+
+    def loss(model, batch):
+        inputs = {nn.Embedding: (torch.arange(12),), nn.MultiheadAttention: 3 * (batch,)}
+        output = model(*next((given for kind, given in inputs.items() if isinstance(model, kind)), (batch,)))
+        return (output[0] if isinstance(output, tuple) else output).square().sum()
+
+    before = {name: weight.weight.detach().clone() for name, weight in masked_layers(small).items()}
+    fine_tune(small, loss, [torch.randn(3, 12)] * 2)
+    for name, weight in masked_layers(small).items():
+        assert len(weight.weight[weight.mask].unique()) <= 4 < len(masked_layers(model)[name].weight.unique())
+        assert torch.equal(weight.weight != 0, weight.mask) and not torch.equal(weight.weight, before[name])
+    assert all(torch.equal(tensor, tensor.half().float()) for tensor in small.parameters())
+
+
+def test_what_float16_cannot_hold_keeps_its_precision():
+    torch.manual_seed(0)
+    for scale in (1e6, 1e-6, 1e-9):
+        model = masked(nn.Linear(8, 8))
+        with torch.no_grad():
+            model.weight.mul_(scale)
+            model.bias.mul_(scale)
+        small = share_weights(model, 4)
+        assert small.weight.isfinite().all() and small.weight.all() and len(small.weight.unique()) == 4
+        assert torch.allclose(small.weight, model.weight, rtol=0, atol=float(model.weight.detach().abs().max()) / 3)
+        assert torch.equal(small.bias, model.bias)
+        for encoding in ("codebook", "entropy"):
+            assert torch.equal(decode_state(encode(small, encoding))["weight"], small.weight)
+    model = masked(nn.Linear(2, 2))
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1e-9, 1 / 3], [0.5, 0.5]]))
+        model.bias.copy_(torch.tensor([1e-9, 1 / 3]))
+    small = share_weights(model, 4)
+    assert torch.equal(small.weight, model.weight)  # a weight of zero would still count as significant
+    assert torch.equal(small.bias, model.bias.half().float())
+
+
+def test_weights_that_are_not_finite_are_named():
+    for name in ("0.weight", "2.bias"):
+        model = masked(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)))
+        for value in (float("nan"), float("-inf")):
+            with torch.no_grad():
+                model.get_parameter(name).view(-1)[3] = value
+            for quantize in (share_weights, lambda model: fine_tune(model, lambda model, batch: 0, [])):
+                with pytest.raises(ValueError, match=rf"{name}: 1 of (64|8) values are NaN or infinite"):
+                    quantize(model)
+    model = masked(nn.Sequential(nn.Linear(8, 8)))
+    with torch.no_grad():
+        model[0].parameter[0, 0] = float("nan")
+    model[0].set_mask(~torch.eye(8, dtype=torch.bool))  # what is pruned does not matter
+    small = share_weights(model, 4)
+    with pytest.raises(ValueError, match=r"0.weight: 56 of 64 values are NaN or infinite"):
+        fine_tune(small, lambda model, batch: model(batch).sum() * float("nan"), [torch.ones(1, 8)])
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_pytorchs_own_quantization_takes_an_unmasked_copy():
     torch.manual_seed(0)

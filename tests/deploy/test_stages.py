@@ -126,6 +126,16 @@ class Skipping(nn.Sequential):
         return x + super().forward(x)
 
 
+class Doubling(nn.Sequential):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+def patched(layer: nn.Module) -> nn.Module:
+    layer.forward = lambda x: 2 * x
+    return layer
+
+
 POOL, TWICE = nn.MaxPool2d(2), nn.Linear(16, 16)
 
 
@@ -135,6 +145,9 @@ POOL, TWICE = nn.MaxPool2d(2), nn.Linear(16, 16)
         ([nn.Flatten(), nn.Linear(16, 3), nn.Sigmoid()], r"layer '2' \(Sigmoid\) is not known"),
         ([nn.Sequential(Residual()), nn.Flatten(), nn.Linear(16, 3)], r"layer '0.0' \(Residual\) is not known"),
         ([Skipping(nn.ReLU()), nn.Flatten(), nn.Linear(16, 3)], r"layer '0' \(Skipping\) is not known"),
+        ([Doubling(nn.Flatten(), nn.Linear(16, 3))], r"layer '0' \(Doubling\) has a __call__ or forward of its own"),
+        ([nn.Flatten(), patched(nn.Linear(16, 3))], r"layer '1' \(Linear\) has a __call__ or forward of its own"),
+        ([patched(nn.Dropout()), nn.Flatten(), nn.Linear(16, 3)], r"layer '0' \(Dropout\) has a __call__ or forward"),
         ([nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect")], r"layer '0' \(Conv2d\) must .* pad with zeros"),
         (
             [nn.Conv2d(1, 2, 3), nn.ReLU(), nn.BatchNorm2d(2)],

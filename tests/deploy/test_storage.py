@@ -164,6 +164,12 @@ def test_wrong_requests_say_what_is_wrong():
         encode(pruned(), "csr", "12x12-2c3-3c3-6-3")
     with pytest.raises(ValueError, match=r"tensors must be one of"):
         encode({"weight": torch.zeros(2, 2, dtype=torch.bfloat16)}, "csr")
+    with pytest.raises(ValueError, match=r"deep has 9 dimensions; a file holds at most 8"):
+        encode({"weight": torch.ones(2, 2), "deep": torch.ones(9 * [1])}, "csr")
+    assert decode_state(encode({"deep": torch.ones(8 * [1])}, "csr"))["deep"].shape == torch.Size(8 * [1])
+    with pytest.raises(ValueError, match=r"the text 'nnnnn.* has 1025 bytes; a file holds at most 1024"):
+        encode({1025 * "n": torch.ones(2, 2)}, "csr")
+    assert list(decode_state(encode({1024 * "n": torch.ones(2, 2)}, "csr"))) == [1024 * "n"]
     distinct = pruned(LENET).conv2.significant
     with pytest.raises(ValueError, match=rf"conv2.weight: {distinct} distinct weights.*share_weights"):
         encode(pruned(LENET), "codebook", LENET)
@@ -373,12 +379,19 @@ def test_a_truth_value_is_zero_or_one():
         decode_state(sealed(body[:-2] + b"\x02\x00"))
 
 
-def test_the_limit_holds_and_can_be_raised():
+def test_the_limit_holds_and_can_be_raised(tmp_path):
     data = encode(pruned(), "relative", SMALL)
     elements = sum(parameter.numel() for parameter in pruned().parameters())
     assert decode(data, limit=elements)
-    with pytest.raises(StorageError, match=f"declares {elements} elements, more than the {elements - 1} allowed"):
+    message = f"declares {elements} elements, more than the {elements - 1} allowed; limit={elements} allows them"
+    with pytest.raises(StorageError, match=message):
         decode(data, limit=elements - 1)
+    (tmp_path / "net.prn").write_bytes(data)
+    assert storage.load(tmp_path / "net.prn", limit=elements)
+    with pytest.raises(
+        StorageError, match=r"net.prn: more than 16 bytes for each of limit=5 elements; a larger limit="
+    ):
+        storage.load(tmp_path / "net.prn", limit=5)
 
 
 def test_other_files_and_versions_are_named(tmp_path):
