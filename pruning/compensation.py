@@ -232,7 +232,6 @@ class Jacobian:
             self.columns.write(vector, own)
             for name, layer in masked_layers(model).items():
                 layer.set_mask(keep[name])
-        torch.clear_autocast_cache()  # which may hold casts of the weights as they were
         _renew_statistics(models, self.gradients.batches)
 
     def _changes(self, vectors: list[Tensor], stays: Tensor, free: Tensor, damping: float) -> list[Tensor]:

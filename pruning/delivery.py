@@ -74,7 +74,7 @@ class Delivery:
         model = self.pruner.evaluated
         before = copy.deepcopy(model.state_dict())
         model.load_state_dict(state)
-        torch.clear_autocast_cache()  # which may hold casts of the weights as they were
+        torch.clear_autocast_cache()  # which has the weights as they were
         try:
             return examples()
         finally:

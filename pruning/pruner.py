@@ -158,7 +158,6 @@ class Pruner:
                 layer.set_mask(keep)
         if self.optimizer is not None and not self.hook.learns_masked:
             _clear_momentum(self.optimizer, self.layers[name])
-        torch.clear_autocast_cache()  # which may hold casts of the weights as they were
 
     def snapshot(self) -> dict:
         """Copy the states of model, average and optimizer."""
@@ -170,7 +169,7 @@ class Pruner:
         for name, state in snapshot.items():
             kept = _with_settings_of_now(self.optimizer, state) if name == "optimizer" else state
             getattr(self, name).load_state_dict(copy.deepcopy(kept))
-        torch.clear_autocast_cache()
+        torch.clear_autocast_cache()  # which has the weights as they were
 
     def rewind(self, snapshot: Mapping) -> None:
         """Go back to a snapshot's weights and momentum, and keep the masks of now."""
