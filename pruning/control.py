@@ -366,6 +366,9 @@ def _ask_for_gradients(control: PruneControl) -> None:
     if control.hook.dense and control.began is not None:
         for layer in control.pruner.layers.values():
             layer.dense_gradient = True
+        masked_layers(
+            control.pruner.model
+        )  # renews their hooks, which reading the weights of a compiled model does not
 
 
 def _fresh(part):

@@ -77,6 +77,6 @@ class Goal:
         value = number("accuracy" if self.score == "accuracy" else "score", value)
         if self.score == "accuracy" and not 0 <= value <= 1:
             raise ValueError(f"accuracy must be a fraction between 0 and 1, got {value}; other scores need score='any'")
-        if not math.isfinite(value):
+        if not value < math.inf:  # minus infinity, as of a loss that overflowed, is just a bad score
             raise ValueError(f"the score must be a number, got {value}")
         return value

@@ -287,7 +287,8 @@ def unmasked(model: nn.Module) -> nn.Module:
 def masked_layers(model: nn.Module) -> dict[str, Synapses]:
     """Return the masked layers by their qualified name, in the model's order, shared ones once.
 
-    Of a layer with several weights each comes by its own name, such as ``"lstm.weight_ih_l0"``.
+    Of a layer with several weights each comes by its own name, such as ``"lstm.weight_ih_l0"``. Hooks of gradients are
+    renewed where something was replaced, as at a reading.
     """
     return dict(_walk(model))
 
@@ -315,6 +316,8 @@ def verify(model: nn.Module, layers: Mapping[str, Synapses]) -> None:
     """Raise ``RuntimeError`` where the weights that a model uses are not those that its masks tell of."""
     present = masked_layers(model)
     _require_apart(present)
+    if added := [name for name in present if name not in layers]:
+        raise RuntimeError(f"the masked layer '{added[0]}' is new in the model: make the control after it")
     for name, layer in layers.items():
         if name not in present or present[name].place[0] is not layer.place[0]:
             raise RuntimeError(f"the masked layer '{name}' is no longer in the model: make the control after it")

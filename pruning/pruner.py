@@ -242,7 +242,7 @@ def _with_settings_of_now(optimizer: torch.optim.Optimizer | Together | None, st
 
 
 def _clear_momentum(optimizer: torch.optim.Optimizer | Together, layer: Synapses) -> None:
-    for value in optimizer.state.get(layer.weight, {}).values():
+    for value in optimizer.state.get(layer.parameter, {}).values():
         if isinstance(value, Tensor) and value.shape == layer.mask.shape:
             value.masked_fill_(~layer.mask, 0)
 

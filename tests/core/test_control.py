@@ -579,11 +579,21 @@ def test_an_update_by_mistake_changes_nothing(given, error, said):
     control.update(10, 0.9)  # the same iteration once more
 
 
-def test_a_score_is_finite():
+def test_a_score_is_a_number_and_minus_infinity_a_bad_one():
     control = PruneControl(tiny(), -0.3, score="any")
-    for value in (math.nan, math.inf, -math.inf):
+    for value in (math.nan, math.inf):
         with pytest.raises(ValueError, match=f"the score must be a number, got {value}"):
             control.update(1, value)
+    assert control.update(1, -math.inf).accuracy == -math.inf and control.best is None
+
+
+def test_a_masked_layer_added_later_is_named():
+    model = tiny()
+    control = PruneControl(model, 0.5)
+    model.append(masked(nn.Linear(2, 2)))
+    name = str(len(model) - 1)
+    with pytest.raises(RuntimeError, match=f"the masked layer '{name}' is new in the model: make the control after it"):
+        control.update(1, 0.9)
 
 
 def test_a_method_by_its_name():
