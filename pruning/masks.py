@@ -58,7 +58,7 @@ def masked(
     same parameters, so an optimizer made before goes on working. Weights that are tied share one mask. Masks of
     ``torch.nn.utils.prune`` are taken over. With ``zeros_pruned`` a weight that is exactly zero counts as pruned: so a
     sparse model that was saved without masks goes on. One warning names the weights that got no mask, unless they were
-    excluded. Raises ``ValueError``, and changes nothing, where a pattern matches nothing, where a weight is not the
+    excluded. Raises ``ValueError``, and masks nothing, where a pattern matches nothing, where a weight is not the
     layer's own (parametrized, made by a hook such as weight norm, or lazy and without a shape), and where a layer has
     something of its own under a name that a masked layer uses, such as ``mask``.
     """
@@ -69,9 +69,15 @@ def masked(
     for path, module in model.named_modules():
         for name, weight in _own_parameters(module):
             holders.setdefault(id(weight), []).append((path, module, name))
-    for places in holders.values():
-        if any(choice.wants(path, module, name, module._parameters[name]) for path, module, name in places):
-            _mask_together(places, taken.get(id(places[0][1]._parameters[places[0][2]])))
+    chosen = {
+        key: places
+        for key, places in holders.items()
+        if any(choice.wants(path, module, name, module._parameters[name]) for path, module, name in places)
+    }
+    for place in itertools.chain(*chosen.values()):
+        _require_free_names(*place)
+    for key, places in chosen.items():
+        _mask_together(places, taken.get(key))
     if zeros_pruned:
         for layer in masked_layers(model).values():
             layer.prune(layer.weight != 0)
@@ -166,7 +172,7 @@ def _checked(path: str, module: nn.Module, choice: _Choice) -> Iterator[tuple[st
     """Refuse weights that something else computes; yield the place of what ``torch.nn.utils.prune`` made."""
     if not choice.layer(path, module) or isinstance(module, torch.jit.ScriptModule):
         return
-    leave = "or leave the layer out with exclude"
+    path, own, leave = path or type(module).__name__, path, "or leave the layer out with exclude"
     for hook in module._forward_pre_hooks.values():
         if "Norm" in type(hook).__name__ and hasattr(hook, "name"):
             raise ValueError(
@@ -183,23 +189,22 @@ def _checked(path: str, module: nn.Module, choice: _Choice) -> Iterator[tuple[st
         raise ValueError(f"'{path}' is lazy and has no shape yet: pass one batch through the model before")
     pruned = [hook._tensor_name for hook in _prunings(module)]
     for name in pruned:
-        if not choice.wants(path, module, name, module._parameters[f"{name}_orig"]):
+        if not choice.wants(own, module, name, module._parameters[f"{name}_orig"]):
             raise ValueError(
                 f"'{name}' of '{path}' is pruned by torch.nn.utils.prune and gets no mask here: make that lasting "
                 f"before (torch.nn.utils.prune.remove), {leave}"
             )
         yield path, module, name
-    wanted = [
-        name for name in _names(module) if name in pruned or choice.wants(path, module, name, module._parameters[name])
-    ]
-    if wanted and not isinstance(module, Masked):
-        masks = [mask_name(name) for name in wanted if name not in pruned or mask_name(name) != f"{name}_mask"]
-        for name in (*masks, *USED):
-            if hasattr(module, name):
-                raise ValueError(
-                    f"'{path or type(module).__name__}' has a '{name}' of its own, and masked layers use that name: "
-                    f"rename it, {leave}"
-                )
+
+
+def _require_free_names(path: str, module: nn.Module, name: str) -> None:
+    """Refuse a layer that has something of its own under a name that a masked one uses."""
+    for used in () if isinstance(module, Masked) else (mask_name(name), *USED):
+        if hasattr(module, used):
+            raise ValueError(
+                f"'{path or type(module).__name__}' has a '{used}' of its own, and masked layers use that name: "
+                "rename it, or leave the layer out with exclude"
+            )
 
 
 def _taken_over(places: list[tuple[str, nn.Module, str]], model: nn.Module) -> dict[int, Tensor]:
