@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def _require_match(method: Method) -> None:
             "LinearThreshold goes with std_threshold, and all others go with the other allocations"
         )
     gradients = isinstance(method.hook, GradientScores)
-    if OF_GRADIENTS.get(method.criterion, gradients) != gradients:
+    if _ours(method.hook) and OF_GRADIENTS.get(method.criterion, gradients) != gradients:
         does = "does not go" if gradients else "goes"
         raise ValueError(f"the criterion {method.criterion.__name__} {does} with the hook GradientScores")
     if method.criterion is movement and method.allocation is lamp:
@@ -69,7 +70,7 @@ def certification(confidence: Any, certifying: Any) -> tuple[float | None, int |
 
 
 def require_fit(model: Any, optimizer: Any, average: Any) -> None:
-    """Raise where model, optimizer and average are not what their names say, or the optimizer is of another model."""
+    """Raise where model, optimizer and average are not what their names say; warn of an optimizer of another model."""
     for name, value in (("model", model), ("average", average)):
         if not isinstance(value, nn.Module) and (value is not None or name == "model"):
             raise TypeError(f"{name} must be a module, got {value!r:.80}")
@@ -77,11 +78,16 @@ def require_fit(model: Any, optimizer: Any, average: Any) -> None:
         return
     several = optimizer if isinstance(optimizer, Sequence) and not isinstance(optimizer, str) else [optimizer]
     for one in several:
-        if not hasattr(one, "param_groups"):
+        if not (hasattr(one, "state") and hasattr(one, "state_dict")):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer or a list of some, got {one!r:.80}")
-    trained = {id(value) for one in several for group in one.param_groups for value in group["params"]}
+    groups = [group for one in several for group in getattr(one, "param_groups", ())]
+    trained = {id(value) for group in groups for value in group["params"]}
     if trained and trained.isdisjoint(id(value) for value in model.parameters()):
-        raise ValueError("the optimizer has none of the model's parameters: make it of the model that is pruned")
+        warnings.warn(
+            "the optimizer has none of the model's parameters, so momentum of pruned weights stays: right for copies "
+            "of them in another precision, else make it of the model that is pruned",
+            stacklevel=4,
+        )
 
 
 def require_sense(control: PruneControl, paces: Mapping[str, float] | None) -> None:
@@ -111,8 +117,12 @@ def require_sense(control: PruneControl, paces: Mapping[str, float] | None) -> N
 
 
 def _paced(method: Method) -> bool:
-    """Say whether the pace of a single layer has an effect."""
-    return method.strategy.paced and method.allocation not in TOGETHER
+    """Say whether the pace of a single layer has an effect; a strategy of one's own may give it one."""
+    return not _ours(method.strategy) or (method.strategy.paced and method.allocation not in TOGETHER)
+
+
+def _ours(part: Any) -> bool:
+    return type(part).__module__.startswith("pruning.")
 
 
 def checked(control: PruneControl, iteration: int, accuracy: float, evaluate, next_images) -> float:

@@ -37,11 +37,11 @@ def whole(name: str, value: Any) -> int:
 
 
 def at_least_one(name: str, value: Any) -> int:
-    """Take a whole number of at least 1; infinity is as good as the largest."""
+    """Take a number of at least 1 as a whole one, rounded up; infinity is as good as the largest."""
     found = number(name, value)
     if not found >= 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
-    return sys.maxsize if found == math.inf else whole(name, value)
+    return sys.maxsize if found == math.inf else math.ceil(found)
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,6 @@ class Goal:
         value = number("accuracy" if self.score == "accuracy" else "score", value)
         if self.score == "accuracy" and not 0 <= value <= 1:
             raise ValueError(f"accuracy must be a fraction between 0 and 1, got {value}; other scores need score='any'")
-        if not value < math.inf:  # minus infinity, as of a loss that overflowed, is just a bad score
+        if math.isnan(value):
             raise ValueError(f"the score must be a number, got {value}")
         return value

@@ -7,7 +7,8 @@ A layer becomes masked by a change of its class, so it stays the same object wit
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -138,16 +139,16 @@ class Masked(Synapses, _Module):
         if mask is None:  # while the layer is being made
             return weight
         if self.learns_masked or torch.compiler.is_compiling():
-            return self._product(name, weight, mask)
+            return _product(self, name, weight, mask)
         if torch.jit.is_tracing():
             return weight * mask
         watch = self._watch(name, weight, mask)
         if watch is None:  # lent for one call, as torch.func.functional_call does: it is not the layer's to change
-            return self._product(name, weight, mask)
+            return _product(self, name, weight, mask)
         try:
             weight.data.mul_(watch.kept)  # autograd does not see it: pruned values are of no use to it
         except RuntimeError:  # within a transform of torch.func
-            return self._product(name, weight, mask)
+            return _product(self, name, weight, mask)
         return weight
 
     def __getattr__(self, name: str):
@@ -155,20 +156,6 @@ class Masked(Synapses, _Module):
             if name == mask_name(own):
                 return self._mask_of(own)
         return super().__getattr__(name)
-
-    def _product(self, name: str, weight: Tensor, mask: Tensor) -> Tensor:
-        # Of one channel, both memory layouts look alike, and a product falls back to the default one; ``where`` keeps
-        # channels-last, with which the convolution rounds as with the parameter itself.
-        last = weight.dim() == 4 and weight.shape[1] == 1 and weight.stride(1) == 1
-        product = torch.where(mask, weight, 0) if last else weight * mask
-        if not self.dense_gradient:
-            return product
-        if self.learns_masked:
-            if product.requires_grad:
-                product.register_hook(functools.partial(self._accumulate_grad, name))
-            return product
-        # All of the gradient reaches the parameter's hook, which keeps what is asked for.
-        return weight + (product - weight).detach()
 
     def _accumulate_grad(self, name: str, gradient: Tensor) -> None:
         latest, before = gradient.detach(), self._dense_grads.get(name)
@@ -180,17 +167,17 @@ class Masked(Synapses, _Module):
             self._watch_all()
 
     def _watch(self, name: str, weight: Tensor, mask: Tensor, adopt: bool = False) -> _Watch | None:
-        """See to it that the gradient of the layer's own weight passes the mask; None where the weight is not its own.
-
-        ``adopt`` makes it its own.
-        """
+        """See to it that the gradient of the layer's weight passes the mask; None of one that is not its own."""
         if "_tied" in self.__dict__:
             owner, own = self._owner_of(name)
             if owner is not self and owner._parameters.get(own) is weight:
                 return owner._watch(own, weight, mask, adopt)
         watches = self.__dict__.setdefault("_watches", {})
         watch = watches.get(name)
-        if not adopt and (watch is None or watch.weight is not weight):
+        # A weight that is lent for one call is not the layer's: its own one is kept elsewhere meanwhile.
+        if not isinstance(weight, nn.Parameter):
+            return None
+        if not adopt and watch and watch.weight is not weight and sys.getrefcount(watch.weight) > 2:
             return None
         made_for = mask.data_ptr(), weight._cdata, weight.requires_grad, self.dense_gradient
         if watch is None or watch.weight is not weight or watch.made_for != made_for:
@@ -223,11 +210,13 @@ class Masked(Synapses, _Module):
             _refuse_to_change(type(self).__name__, name)
         super().__delattr__(name)
 
-    def _apply(self, fn, recurse=True):
-        empty = [name for name in self._masked if (mask := self._mask_of(name)) is not None and mask.is_meta]
-        super()._apply(fn, recurse)
-        for name in empty:  # nothing is pruned yet where weights have just been given memory
-            if not (mask := cast(Tensor, self._mask_of(name))).is_meta:
+    def _apply(self, *args):
+        masks = {mask_name(name) for name in self._masked} & self._buffers.keys()
+        before = {name: cast(Tensor, self._buffers[name]).is_meta for name in masks}
+        super()._apply(*args)
+        for name, empty in before.items():
+            self._buffers[name] = mask = cast(Tensor, self._buffers[name]).to(torch.bool)
+            if empty and not mask.is_meta:  # nothing is pruned yet where weights have just been given memory
                 mask.fill_(True)
         self._watch_all()
         return self
@@ -256,6 +245,7 @@ class Masked(Synapses, _Module):
         return ", ".join(text for text in (super().extra_repr(), f"synapses={synapses}") if text)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
+        self._watch_all()
         for name in self._masked:
             self._read(name)  # zeros where pruned, for whoever loads the weight alone
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -280,6 +270,23 @@ class Masked(Synapses, _Module):
         return super().forward(*args, **kwargs)
 
 
+def _product(layer: Masked, name: str, weight: Tensor, mask: Tensor) -> Tensor:
+    if weight.is_meta != mask.is_meta:  # as where the weight is offloaded: it has no values now
+        return weight
+    # Of one channel, both memory layouts look alike, and a product falls back to the default one; ``where`` keeps
+    # channels-last, with which the convolution rounds as with the parameter itlayer.
+    last = weight.dim() == 4 and weight.shape[1] == 1 and weight.stride(1) == 1
+    product = torch.where(mask, weight, 0) if last else weight * mask
+    if not layer.dense_gradient:
+        return product
+    if layer.learns_masked:
+        if product.requires_grad:
+            product.register_hook(functools.partial(layer._accumulate_grad, name))
+        return product
+    # All of the gradient reaches the parameter's hook, which keeps what is asked for.
+    return weight + (product - weight).detach()
+
+
 def _watched(
     layer: Masked, name: str, weight: Tensor, mask: Tensor, made_for: tuple[int, int, bool, bool], before: _Watch | None
 ) -> _Watch:
@@ -297,6 +304,10 @@ def _watched(
         plain = not (layer.dense_gradient or layer.learns_masked)
         hook = weight.register_hook(kept.mul if plain else functools.partial(layer._mask_gradient, name))
     return _Watch(weight, made_for, kept, hook)
+
+
+def _of_the_layer(name: str, text: str) -> property:
+    return property(lambda own: getattr(own.owner, name), lambda own, asked: setattr(own.owner, name, asked), doc=text)
 
 
 class MaskedWeight(Synapses):
@@ -320,23 +331,8 @@ class MaskedWeight(Synapses):
         """The mask, bool in the weight's shape."""
         return cast(Tensor, self.owner._mask_of(self.name))
 
-    @property
-    def dense_gradient(self) -> bool:
-        """Whether the gradient of pruned synapses is asked for."""
-        return self.owner.dense_gradient
-
-    @dense_gradient.setter
-    def dense_gradient(self, asked: bool) -> None:
-        self.owner.dense_gradient = asked
-
-    @property
-    def learns_masked(self) -> bool:
-        """Whether the parameter goes on learning under the mask."""
-        return self.owner.learns_masked
-
-    @learns_masked.setter
-    def learns_masked(self, asked: bool) -> None:
-        self.owner.learns_masked = asked
+    dense_gradient: Any = _of_the_layer("dense_gradient", "Whether the gradient of pruned synapses is asked for.")
+    learns_masked: Any = _of_the_layer("learns_masked", "Whether the parameter goes on learning under the mask.")
 
 
 def _refuse_to_change(layer: str, name: str) -> NoReturn:

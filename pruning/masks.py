@@ -72,7 +72,7 @@ def masked(
     chosen = {
         key: places
         for key, places in holders.items()
-        if any(choice.wants(path, module, name, module._parameters[name]) for path, module, name in places)
+        if any(choice.wants(module, name, module._parameters[name]) for _, module, name in places)
     }
     for place in itertools.chain(*chosen.values()):
         _require_free_names(*place)
@@ -92,42 +92,51 @@ class _Choice:
         for word, items in (("include", include), ("exclude", exclude)):
             if isinstance(items, (str, type)):
                 raise ValueError(f"{word} must be a list of types of layers and patterns of names: {word}=[{items!r}]")
-        self.modules = dict(model.named_modules())
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.paths: dict[int, list[str]] = {}  # a module may go by several
+        for path, module in self.modules.items():
+            self.paths.setdefault(id(module), []).append(path)
         self.include, self.exclude, self.whole = tuple(include), tuple(exclude), include is not PRUNABLE
         for item in (*self.include, *self.exclude):
             if isinstance(item, str) and not any(
                 _matches(path, module, (item,)) or any(_named(path, name, (item,)) for name in _names(module))
                 for path, module in self.modules.items()
             ):
-                raise ValueError(
-                    f"'{item}' matches no layer of the model: {_some(path for path in self.modules if path)}"
-                )
+                raise ValueError(f"'{item}' matches no layer of the model: {_some(filter(None, self.modules))}")
 
-    def layer(self, path: str, module: nn.Module) -> bool:
+    def layer(self, module: nn.Module) -> bool:
         """Whether any weight of a layer may be chosen."""
-        if any(_named(path, name, self.include) for name in _names(module)):
-            return not _matches(path, module, self.exclude)
-        return self._included(path, module) and not self._excluded(path)
+        if any(self._is_named(module, name, self.include) for name in _names(module)):
+            return not self._is_matched(module, self.exclude)
+        return self._included(module) and not self._excluded(module)
 
-    def wants(self, path: str, module: nn.Module, name: str, weight: Tensor | None) -> bool:
+    def wants(self, module: nn.Module, name: str, weight: Tensor | None) -> bool:
         """Whether a weight is to have a mask; a parameter that is named has one though all around it are excluded."""
-        if weight is None or weight.dim() < 2 or not weight.numel() or _named(path, name, self.exclude):
+        if weight is None or weight.dim() < 2 or not weight.numel() or self._is_named(module, name, self.exclude):
             return False
-        if _named(path, name, self.include):
-            return not _matches(path, module, self.exclude)
-        return "weight" in name and self._included(path, module) and not self._excluded(path)
+        if self._is_named(module, name, self.include):
+            return not self._is_matched(module, self.exclude)
+        return "weight" in name and self._included(module) and not self._excluded(module)
 
-    def excludes(self, path: str, name: str) -> bool:
+    def excludes(self, module: nn.Module, name: str) -> bool:
         """Whether a weight was excluded by name, or with what it is in."""
-        return self._excluded(path) or _named(path, name, self.exclude)
+        return self._excluded(module) or self._is_named(module, name, self.exclude)
 
-    def _included(self, path: str, module: nn.Module) -> bool:
-        if not self.whole:
-            return _matches(path, module, self.include)
-        return any(_matches(up, self.modules[up], self.include) for up in _upwards(path))
+    def _included(self, module: nn.Module) -> bool:
+        return self._is_within(module, self.include) if self.whole else self._is_matched(module, self.include)
 
-    def _excluded(self, path: str) -> bool:
-        return any(_matches(up, self.modules[up], self.exclude) for up in _upwards(path))
+    def _excluded(self, module: nn.Module) -> bool:
+        return self._is_within(module, self.exclude)
+
+    def _is_named(self, module: nn.Module, name: str, chosen: tuple) -> bool:
+        return any(_named(path, name, chosen) for path in self.paths[id(module)])
+
+    def _is_matched(self, module: nn.Module, chosen: tuple) -> bool:
+        return any(_matches(path, module, chosen) for path in self.paths[id(module)])
+
+    def _is_within(self, module: nn.Module, chosen: tuple) -> bool:
+        ways = {up for path in self.paths[id(module)] for up in _upwards(path)} if chosen else set()
+        return any(_matches(up, self.modules[up], chosen) for up in ways)
 
 
 def _upwards(path: str) -> Iterator[str]:
@@ -170,9 +179,9 @@ def _named(path: str, name: str, chosen: tuple) -> bool:
 
 def _checked(path: str, module: nn.Module, choice: _Choice) -> Iterator[tuple[str, nn.Module, str]]:
     """Refuse weights that something else computes; yield the place of what ``torch.nn.utils.prune`` made."""
-    if not choice.layer(path, module) or isinstance(module, torch.jit.ScriptModule):
+    if not choice.layer(module) or isinstance(module, torch.jit.ScriptModule):
         return
-    path, own, leave = path or type(module).__name__, path, "or leave the layer out with exclude"
+    path, leave = path or type(module).__name__, "or leave the layer out with exclude"
     for hook in module._forward_pre_hooks.values():
         if "Norm" in type(hook).__name__ and hasattr(hook, "name"):
             raise ValueError(
@@ -189,7 +198,7 @@ def _checked(path: str, module: nn.Module, choice: _Choice) -> Iterator[tuple[st
         raise ValueError(f"'{path}' is lazy and has no shape yet: pass one batch through the model before")
     pruned = [hook._tensor_name for hook in _prunings(module)]
     for name in pruned:
-        if not choice.wants(own, module, name, module._parameters[f"{name}_orig"]):
+        if not choice.wants(module, name, module._parameters[f"{name}_orig"]):
             raise ValueError(
                 f"'{name}' of '{path}' is pruned by torch.nn.utils.prune and gets no mask here: make that lasting "
                 f"before (torch.nn.utils.prune.remove), {leave}"
@@ -252,7 +261,7 @@ def _warn_of_rest(model: nn.Module, choice: _Choice) -> None:
     rest, count = [], 0
     for path, module in model.named_modules():
         for name, weight in module.named_parameters(recurse=False):
-            if weight.dim() < 2 or not weight.numel() or id(weight) in have or choice.excludes(path, name):
+            if weight.dim() < 2 or not weight.numel() or id(weight) in have or choice.excludes(module, name):
                 continue
             have.add(id(weight))
             rest.append(f"{path}.{name}".lstrip("."))
@@ -332,19 +341,26 @@ def verify(model: nn.Module, layers: Mapping[str, Synapses]) -> None:
 
 def _require_apart(layers: Mapping[str, Synapses]) -> None:
     """Raise ``RuntimeError`` where two masks tell of one memory: what one of them prunes, the other counts."""
-    found: list[tuple[int, int, str]] = []
+    found: list[tuple[int, int, int, str]] = []
     for name, layer in layers.items():
         weight = layer.parameter
-        if weight.numel() and weight.layout == torch.strided and not weight.is_meta and type(weight) is nn.Parameter:
+        if type(weight) is nn.Parameter and weight.layout == torch.strided and (memory := _memory(weight)):
             extent = 1 + sum((size - 1) * stride for size, stride in zip(weight.shape, weight.stride(), strict=True))
-            found.append((weight.data_ptr(), weight.data_ptr() + extent * weight.element_size(), name))
+            begin = int(weight.storage_offset())
+            if extent == weight.numel():  # else another weight may lie in between
+                found.append((memory, begin, begin + int(extent), name))
     found.sort()
-    for (_, end, name), (begin, _, other) in itertools.pairwise(found):
-        if begin < end:
+    for (memory, _, end, name), (other_memory, begin, _, other) in itertools.pairwise(found):
+        if memory == other_memory and begin < end:
             raise RuntimeError(
                 f"'{name}' and '{other}' share their weights and have a mask each, so their densities are wrong: tie "
                 "weights, as one nn.Parameter, before masked(model), or call it again"
             )
+
+
+def _memory(weight: Tensor) -> int:
+    """Return what tells a weight's memory from another's; 0 where it has none, as on meta."""
+    return weight.untyped_storage().data_ptr() if weight.numel() and not weight.is_meta else 0
 
 
 def density(model: nn.Module, of: str = "prunable") -> float:

@@ -28,6 +28,7 @@ from pruning.masks import masked_layers
 from pruning.processes import copy_from_first
 
 Scores = Mapping[str, Tensor]  # of each layer, by name
+SCHEDULED = ("lr", "initial_lr", "momentum", "betas", "weight_decay")  # what schedulers set in an optimizer's groups
 
 
 class Pruner:
@@ -234,11 +235,21 @@ class Together:
 
 
 def _with_settings_of_now(optimizer: torch.optim.Optimizer | Together | None, state: Mapping) -> dict:
-    """Replace the settings in an optimizer's state by those of now: a scheduler may have set them since."""
+    """Replace the settings in an optimizer's state by those of now: a scheduler may have set them since.
+
+    Counters that some optimizers keep beside them, such as timm's Lamb, go back with the state.
+    """
     if isinstance(optimizer, Together):
         return {str(n): _with_settings_of_now(each, state[str(n)]) for n, each in enumerate(optimizer.optimizers)}
     now = {} if optimizer is None else optimizer.state_dict()
-    return {name: now.get(name, part) if name == "param_groups" else part for name, part in state.items()}
+    if "param_groups" not in now:
+        return dict(state)
+    then = [*state["param_groups"], *now["param_groups"][len(state["param_groups"]) :]]
+    groups = [
+        old | {name: value for name, value in new.items() if name in SCHEDULED}
+        for old, new in zip(then, now["param_groups"], strict=True)
+    ]
+    return {**state, "param_groups": groups}
 
 
 def _clear_momentum(optimizer: torch.optim.Optimizer | Together, layer: Synapses) -> None:

@@ -761,6 +761,51 @@ def test_parameters_lent_for_a_call_are_left_as_they_are():
     assert not model[0].gradient[~model[0].mask].any() and not teacher[0].weight.grad[~model[0].mask].any()
 
 
+def test_a_parameter_put_in_a_layers_place_is_its_own():
+    model = masked(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
+    cut(model)
+    for layer in model:
+        layer._parameters["weight"] = nn.Parameter(torch.randn(8, 8))  # as accelerate and others do
+    assert not model[0].state_dict()["weight"][~model[0].mask].any()
+    model(torch.randn(3, 8)).square().sum().backward()
+    for layer in model:
+        assert layer.weight is layer._parameters["weight"] and not layer.weight[~layer.mask].any()
+        assert not layer.weight.grad[~layer.mask].any() and layer.weight.grad.any()
+
+
+def test_a_weight_that_is_elsewhere_is_given_as_it_is():
+    model = masked(nn.Sequential(nn.Linear(8, 8)))
+    model[0]._parameters["weight"] = nn.Parameter(model[0].weight.to("meta"))
+    assert model[0].weight.is_meta and not model[0].mask.is_meta
+
+
+def test_weights_that_lie_in_between_each_other_are_apart():
+    whole = torch.randn(8, 12)
+    parts = nn.ModuleList([nn.Linear(8, 6, bias=False), nn.Linear(8, 6, bias=False)])
+    for part, values in zip(parts, (whole[:, :6], whole[:, 6:]), strict=True):
+        part.weight = nn.Parameter(values.t())
+    cut(masked(parts))
+    assert density(parts) == whole.count_nonzero() / 96
+
+
+def test_a_layer_is_matched_by_each_of_its_names():
+    model = nn.ModuleDict({"a": nn.Linear(4, 4), "c": nn.Linear(4, 4)})
+    model["b"] = model["a"]
+    assert list(masked_layers(masked(model, exclude=["b"]))) == ["c"]
+
+
+def test_a_type_for_all_leaves_masks_bool():
+    class Own(nn.Linear):
+        def _apply(self, fn):  # as it was before PyTorch 2.1
+            return super()._apply(fn)
+
+    model = masked(nn.Sequential(nn.Linear(8, 8), Own(8, 8)))
+    cut(model)
+    before = density(model)
+    model.type(torch.float64)
+    assert model[0].mask.dtype == torch.bool and model[0].weight.dtype == torch.float64 and density(model) == before
+
+
 def test_a_mask_is_bool_and_is_on_where_memory_is_given_to_weights():
     with torch.device("meta"):
         model = masked(nn.Sequential(nn.Linear(8, 8)))

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.optim import Lamb
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -225,3 +226,20 @@ def test_an_average_that_wraps_the_copy_is_told_what_to_pass():
         ValueError, match=r"average must be a masked copy of the model; of what wraps one, pass \.module"
     ):
         PruneControl(model, 0.5, average=AveragedModel(model))
+
+
+def test_going_back_takes_what_an_optimizer_counts_and_leaves_what_schedulers_set():
+    model = masked(nn.Sequential(nn.Linear(4, 3)))
+    optimizer = Lamb(model.parameters(), lr=0.1)
+    control = PruneControl(model, 0.5, optimizer=optimizer)
+
+    def step():
+        model(torch.ones(2, 4)).square().sum().backward()
+        optimizer.step()
+
+    step()
+    snapshot = control.pruner.snapshot()
+    step()
+    optimizer.param_groups[0]["lr"] = 0.01
+    control.pruner.restore(snapshot)
+    assert optimizer.param_groups[0]["step"] == 1 and optimizer.param_groups[0]["lr"] == 0.01
