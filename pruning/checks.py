@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pruning.control import PruneControl
 
 TOGETHER = (global_threshold, erk, lamp)  # allocations to which only the mean of the layers' amounts matters
+# What an allocation takes from a schedule, and whether a criterion needs gradients; own functions may do as they like.
 TAKEN = dict.fromkeys((uniform, *TOGETHER), "density") | {std_threshold: "quality factor"}
 OF_GRADIENTS = {magnitude: False, random: False, snip: True, ema_snip: True, movement: True}
 

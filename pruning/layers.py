@@ -167,14 +167,14 @@ class Masked(Synapses, _Module):
             self._watch_all()
 
     def _watch(self, name: str, weight: Tensor, mask: Tensor, adopt: bool = False) -> _Watch | None:
-        """See to it that the gradient of the layer's weight passes the mask; None of one that is not its own."""
+        """Make sure that a gradient passes the mask; return None for a weight that is lent, unless told to adopt it."""
         if "_tied" in self.__dict__:
             owner, own = self._owner_of(name)
             if owner is not self and owner._parameters.get(own) is weight:
                 return owner._watch(own, weight, mask, adopt)
         watches = self.__dict__.setdefault("_watches", {})
         watch = watches.get(name)
-        # A weight that is lent for one call is not the layer's: its own one is kept elsewhere meanwhile.
+        # While another weight is lent for one call, somebody keeps the layer's own: not only the watch and this count.
         if not isinstance(weight, nn.Parameter):
             return None
         if not adopt and watch and watch.weight is not weight and sys.getrefcount(watch.weight) > 2:
@@ -271,10 +271,11 @@ class Masked(Synapses, _Module):
 
 
 def _product(layer: Masked, name: str, weight: Tensor, mask: Tensor) -> Tensor:
+    """Return the weight times its mask; its gradient is the product's, or all of it where that is asked for."""
     if weight.is_meta != mask.is_meta:  # as where the weight is offloaded: it has no values now
         return weight
     # Of one channel, both memory layouts look alike, and a product falls back to the default one; ``where`` keeps
-    # channels-last, with which the convolution rounds as with the parameter itlayer.
+    # channels-last, with which the convolution rounds as with the parameter itself.
     last = weight.dim() == 4 and weight.shape[1] == 1 and weight.stride(1) == 1
     product = torch.where(mask, weight, 0) if last else weight * mask
     if not layer.dense_gradient:

@@ -96,7 +96,8 @@ class _Choice:
         self.paths: dict[int, list[str]] = {}  # a module may go by several
         for path, module in self.modules.items():
             self.paths.setdefault(id(module), []).append(path)
-        self.include, self.exclude, self.whole = tuple(include), tuple(exclude), include is not PRUNABLE
+        self.include, self.exclude = tuple(include), tuple(exclude)
+        self.whole = include is not PRUNABLE  # what one asks for stands for all in it, unlike the default types
         for item in (*self.include, *self.exclude):
             if isinstance(item, str) and not any(
                 _matches(path, module, (item,)) or any(_named(path, name, (item,)) for name in _names(module))

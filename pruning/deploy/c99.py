@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from pruning.deploy.stages import Pool, Stage, described, stages
+from pruning.deploy.stages import Pool, Stage, called, described, stages
 
 FLAGS = ("-std=c99", "-O3", "-march=native", "-Wall", "-Wextra", "-Werror")
 LANES = 8  # floats of a 256-bit register
@@ -42,7 +42,7 @@ def to_c(model: nn.Module, shape: Sequence[int], quantize: int | None = None) ->
     """
     for place, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
-            raise ValueError(f"{f'layer {place!r}' if place else 'the model'} has forward hooks: remove them before")
+            raise ValueError(f"{called(place)} has forward hooks: remove them before")
     chain = stages(model, shape)
     tables = [_tables(stage, quantize) for stage in chain]
     synapses = sum(np.count_nonzero(stage.weight) for stage in chain)
@@ -76,8 +76,8 @@ def _tables(stage: Stage, quantize: int | None) -> dict[str, np.ndarray]:
         finite = [np.isfinite(part.astype(np.float32)).all() for part in (stage.weight, stage.bias)]
     if not all(finite):
         raise ValueError(
-            f"{f'layer {stage.place!r}' if stage.place else 'the model'} has weights or biases, with BatchNorm folded "
-            "in, that are NaN, infinite or beyond float32"
+            f"{called(stage.place)} has weights or biases, with BatchNorm folded in, that are NaN, infinite or beyond "
+            "float32"
         )
     _, height, width = stage.padded
     if stage.convolution:

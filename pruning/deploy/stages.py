@@ -101,6 +101,11 @@ class Stage:
         return self.pools[-1].output if self.pools else self.sums
 
 
+def called(place: str) -> str:
+    """Name a layer in an error by its place in the model."""
+    return f"layer {place!r}" if place else "the model"
+
+
 def stages(model: nn.Module, shape: Sequence[int]) -> list[Stage]:
     """Take a sequential model apart, for images of ``shape`` (C, H, W).
 
@@ -122,7 +127,7 @@ def stages(model: nn.Module, shape: Sequence[int]) -> list[Stage]:
         if kind in LAYERS and not fault and (first := places.setdefault(id(module), place)) != place:
             fault = f"is the layer {first!r} too: give each place a layer of its own"
         if fault:
-            raise ValueError(f"{f'layer {place!r}' if place else 'the model'} ({kind.__name__}) {fault}")
+            raise ValueError(f"{called(place)} ({kind.__name__}) {fault}")
         if kind in LAYERS:
             chain.append(_stage(place, module, len(chain), arriving))
         elif kind in NORMS:
